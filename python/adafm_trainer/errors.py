@@ -1,0 +1,45 @@
+"""Errors a user can act on. Each class carries the exit code that the command line returns for it."""
+
+from __future__ import annotations
+
+
+class AdafmError(Exception):
+    """Base of every error that is the caller's to mend: the message names the value, the place and the remedy."""
+
+    exit_code = 1
+
+
+class UsageError(AdafmError):
+    """A flag or a configuration value that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(AdafmError):
+    """A training or evaluation set that cannot be read or is too damaged to use."""
+
+    exit_code = 3
+
+
+class SourceError(AdafmError):
+    """A source network or checkpoint that does not fit what was asked."""
+
+    exit_code = 4
+
+
+class DivergedError(AdafmError):
+    """Training stopped because its numbers or its pictures were lost."""
+
+    exit_code = 5
+
+
+class DiskError(AdafmError):
+    """A file that could not be written; the last good checkpoint is intact."""
+
+    exit_code = 6
+
+
+class Interrupted(AdafmError):
+    """Stopped by a signal after a whole step; the run can be resumed exactly."""
+
+    exit_code = 75
