@@ -1,0 +1,1 @@
+"""Image sets: reading folders and zip archives, drawing batches from them, writing picture grids."""
