@@ -1,0 +1,52 @@
+"""`adafm train METHOD` and `adafm train --resume RUN`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..errors import UsageError
+from ..methods.config import TrainConfig
+from ..methods.presets import METHODS, preset
+from ..trainer.start import resume_run, start_run
+from .flags import parse
+
+
+@dataclass(frozen=True)
+class ResumeArgs:
+    """Continue a run exactly where its newest checkpoint left it."""
+
+    resume: Path
+    """Run directory."""
+    steps: int | None = None
+    """New length of the run in optimizer steps; the rest of its settings cannot change."""
+    allow_data_change: bool = False
+    """Continue although the training images are not those the run began with (the result is then not exact)."""
+
+
+def main(argv: list[str]) -> int:
+    if any(a == "--resume" or a.startswith("--resume=") for a in argv):
+        args = parse(ResumeArgs, "adafm train", argv)
+        resume_run(args.resume, steps=args.steps, allow_data_change=args.allow_data_change)
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    method, rest = argv[0], argv[1:]
+    if method not in METHODS:
+        raise UsageError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}, or --resume RUN")
+    start_run(method, parse_config(method, f"adafm train {method}", rest))
+    return 0
+
+
+def parse_config(method: str, prog: str, argv: list[str]) -> TrainConfig:
+    """Flags over the preset of ``method``; ``--faithful`` anywhere among them chooses the published settings."""
+    values = preset(method, "--faithful" in argv)
+    return parse(TrainConfig, prog, argv, TrainConfig(data=tyro.MISSING, outdir=tyro.MISSING, **values))
+
+
+def _usage() -> str:
+    methods = "\n".join(f"  adafm train {name} --source S --data D --outdir RUN" for name in METHODS)
+    return f"usage:\n{methods}\n  adafm train --resume RUN\n\nadafm train METHOD --help lists the flags of a method."

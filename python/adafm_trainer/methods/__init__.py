@@ -1,0 +1,22 @@
+"""Transfer methods: which networks are built, what of them is trained, and from when on."""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+from .base import TransferMethod
+
+
+def method_by_name(name: str) -> TransferMethod:
+    """The method called ``name``.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    from .adafm import AdaFM
+    from .scratch import Scratch
+    from .transfergan import TransferGAN
+
+    methods = {method.name: method for method in (AdaFM, TransferGAN, Scratch)}
+    if name not in methods:
+        raise UsageError(f"unknown method {name!r}; expected one of {', '.join(methods)}")
+    return methods[name]()

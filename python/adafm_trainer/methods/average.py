@@ -1,0 +1,50 @@
+"""Exponential moving average of a generator's trained tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class Average:
+    """Weight average ``a <- d * a + (1 - d) * p`` over the named parameters of ``module``.
+
+    ``names`` are the parameters that are trained at any time of the run; the others are frozen, so their average is the
+    parameter itself and is not recomputed (recomputing it drifts in the last bits). With ``ramp`` the decay at update t
+    is ``min(decay, (1 + t) / (10 + t))``, so that short runs are not dominated by their start.
+    Buffers are copied. Updates are taken without gradient, in the parameter's own dtype.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str], decay: float, ramp: bool = False) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"ema decay is {decay}; it must lie in [0, 1)")
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.decay, self.ramp, self.updates = decay, ramp, 0
+        live, mean = dict(module.named_parameters()), dict(self.module.named_parameters())
+        names = list(names)
+        if unknown := [name for name in names if name not in live]:
+            raise ValueError(f"averaged parameters not in the network: {', '.join(unknown[:5])}")
+        self._live = [live[name].detach() for name in names]
+        self._mean = [mean[name] for name in names]
+        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
+
+    def current_decay(self) -> float:
+        return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp else self.decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the live parameters: one pass over the trained tensors."""
+        if self._mean:
+            torch._foreach_lerp_(self._mean, self._live, 1.0 - self.current_decay())
+        for mean, live in self._buffers:
+            mean.copy_(live)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.updates = int(state["updates"])

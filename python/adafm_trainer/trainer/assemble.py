@@ -1,0 +1,127 @@
+"""Networks, optimizers, average and step of a run, built from its settings alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SourceError
+from ..methods import method_by_name
+from ..methods.average import Average
+from ..methods.base import Group, Networks, TransferMethod
+from ..methods.config import TrainConfig
+from ..methods.gan_step import GanStep, StepConfig
+from ..models.config import ModelConfig
+from .precision import resolve_autocast, resolve_device
+
+
+@dataclass
+class Assembly:
+    """Everything of a run that holds tensors."""
+
+    method: TransferMethod
+    networks: Networks
+    groups: list[Group]
+    average: Average
+    step: GanStep
+    device: torch.device
+    autocast: torch.dtype | None
+
+    def model_state(self) -> dict[str, Tensor]:
+        state = {f"generator.{k}": v for k, v in self.networks.generator.state_dict().items()}
+        state.update({f"discriminator.{k}": v for k, v in self.networks.discriminator.state_dict().items()})
+        return state
+
+    def load(self, model: dict[str, Tensor], average: dict[str, Tensor], trainer: dict) -> None:
+        """Put a checkpoint's tensors and counters in place; any missing or unexpected tensor is an error."""
+        for prefix, network in (("generator.", self.networks.generator), ("discriminator.", self.networks.discriminator)):
+            part = {k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)}
+            _load_exactly(network, part, prefix)
+        _load_exactly(self.average.module, average, "average.")
+        self.average.load_state_dict(trainer["average"])
+        self.step.opt_g.load_state_dict(trainer["opt_g"])
+        self.step.opt_d.load_state_dict(trainer["opt_d"])
+        self.step.load_state_dict(trainer["gan_step"])
+
+    def trainer_state(self) -> dict:
+        return {
+            "average": self.average.state_dict(),
+            "opt_g": self.step.opt_g.state_dict(),
+            "opt_d": self.step.opt_d.state_dict(),
+            "gan_step": self.step.state_dict(),
+        }
+
+    def set_learning_rates(self, config: TrainConfig, step: int) -> None:
+        """Linear warm-up over ``config.warmup`` steps, constant afterwards."""
+        factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+        for optimizer in (self.step.opt_g, self.step.opt_d):
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+
+def build_networks(method_name: str, config: TrainConfig, model: ModelConfig) -> tuple[TransferMethod, Networks]:
+    """Method and networks of a run with arbitrary values, on the CPU."""
+    method = method_by_name(method_name)
+    return method, method.structure(model, config)
+
+
+def assemble(method: TransferMethod, networks: Networks, config: TrainConfig) -> Assembly:
+    """Move the networks to the run's device and build what trains them.
+
+    To be called after the networks have their start values: the average starts as a copy of the generator.
+    """
+    device = resolve_device(config.device)
+    autocast = resolve_autocast(config.precision, device)
+    for network in (networks.generator, networks.discriminator):
+        network.to(device=device, memory_format=torch.channels_last)
+    groups_g = method.generator_groups(networks, config)
+    groups_d = method.discriminator_groups(networks, config)
+    opt_g = _adam(networks.generator, groups_g, config)
+    opt_d = _adam(networks.discriminator, groups_d, config)
+    average = Average(
+        networks.generator, [name for group in groups_g for name in group.parameters], config.ema, config.ema_ramp
+    )
+    half = autocast == torch.float16
+    reg_autocast = None if half or config.r1_precision == "fp32" else autocast
+    step_config = StepConfig(
+        loss=config.loss,
+        reg_type=config.reg_type,
+        reg_param=config.r1_gamma / 2,
+        reg_interval=config.r1_interval,
+        saturation_weight=config.saturation,
+        autocast=autocast,
+        reg_autocast=reg_autocast,
+    )
+    scalers = (torch.amp.GradScaler(device.type), torch.amp.GradScaler(device.type)) if half else None
+    step = GanStep(networks.generator, networks.discriminator, opt_g, opt_d, average, step_config, scalers)
+    return Assembly(method, networks, [*groups_g, *groups_d], average, step, device, autocast)
+
+
+def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.optim.Adam:
+    named = dict(module.named_parameters())
+    listed = [
+        {"params": [named[name] for name in group.parameters], "lr": group.lr, "base_lr": group.lr, "name": group.name}
+        for group in groups
+        if group.parameters
+    ]
+    if not listed:
+        raise SourceError(
+            f"nothing is left to train in the {type(module).__name__}: every group is frozen; lower --freeze-g or --freeze-d"
+        )
+    return torch.optim.Adam(listed, lr=config.lr_g, betas=(float(config.beta1), float(config.beta2)), eps=1e-8, fused=True)
+
+
+def _load_exactly(network: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
+    expected = network.state_dict()
+    problems = [f"missing {prefix}{k}" for k in expected.keys() - state.keys()]
+    problems += [f"unexpected {prefix}{k}" for k in state.keys() - expected.keys()]
+    problems += [
+        f"{prefix}{k} is {tuple(state[k].shape)}, the run's settings give {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if problems:
+        raise SourceError(f"the checkpoint does not fit config.yaml: {'; '.join(sorted(problems)[:5])}")
+    network.load_state_dict(state)

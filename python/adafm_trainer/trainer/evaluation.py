@@ -1,0 +1,69 @@
+"""Evaluation of a generator against held-out images of the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.grid import to_uint8
+from ..metrics.evaluate import evaluate
+from ..metrics.extractors import Extractor
+from ..metrics.nearest import nearest_training_images
+from ..report.pictures import nearest_pairs
+from .sampling import generate
+
+
+@dataclass
+class Evaluator:
+    """Draws ``samples`` images (always the same latents for one seed) and compares them with ``reals``.
+
+    ``split`` is the word that every metric's name ends with: "heldout" for images withheld from training, "train" where
+    there are none but the training images. ``training`` serves the nearest-image check.
+    """
+
+    extractor: Extractor
+    reals: Tensor
+    split: str
+    training: Tensor
+    samples: int
+    seed: int
+    _real_features: Tensor | None = field(default=None, init=False, repr=False)
+    _training_features: Tensor | None = field(default=None, init=False, repr=False)
+    _fakes: Tensor | None = field(default=None, init=False, repr=False)
+    _fake_features: Tensor | None = field(default=None, init=False, repr=False)
+
+    def evaluate(self, generator: nn.Module, autocast: torch.dtype | None, data_scale: float = 1.0) -> dict[str, dict]:
+        """All metrics by name, each a mapping with ``value`` and, where there is one, ``low`` and ``high``."""
+        if self._real_features is None:
+            self._real_features = self.extractor(self.reals)
+            self._training_features = self.extractor(self.training)
+        images = generate(generator, self.seed, "eval", range(self.samples), autocast=autocast)
+        self._fakes = to_uint8(images / data_scale)
+        self._fake_features = self.extractor(self._fakes)
+        return evaluate(
+            self._fake_features,
+            self._real_features,
+            extractor=self.extractor,
+            split=self.split,
+            train=self._training_features,
+        )
+
+    def summary(self, metrics: dict[str, dict]) -> str:
+        """One line: KID with its interval first, then the rest."""
+        parts = []
+        for name, entry in metrics.items():
+            text = f"{name} {entry['value']:.3f}"
+            if entry.get("low") is not None:
+                text += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
+            parts.append(text)
+        return "  ".join(parts)
+
+    def save_nearest(self, path: Path, count: int = 16) -> None:
+        """PNG of the first ``count`` evaluated images over their nearest training images in feature space."""
+        if self._fakes is None:
+            raise RuntimeError("evaluate() comes before save_nearest()")
+        indices, distances = nearest_training_images(self._fake_features[:count], self._training_features)
+        nearest_pairs(self._fakes[:count], self.training, indices, distances, path)

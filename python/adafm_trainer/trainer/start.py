@@ -1,0 +1,193 @@
+"""Starting a run and continuing one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import keyed
+from ..data.bundled import resolve
+from ..data.images import ImageSet, load_image_set
+from ..errors import DataError, UsageError
+from ..methods import method_by_name
+from ..methods.base import Networks, TransferMethod
+from ..methods.config import TrainConfig, read_config, write_config
+from ..metrics.extractors import get_extractor
+from ..models.config import ModelConfig
+from ..models.source import SourcePair, load_pair
+from ..models.transfer import block_table, format_block_table
+from ..report.report import write_report
+from .assemble import Assembly, assemble
+from .checkpoint import load_checkpoint, write_atomic
+from .evaluation import Evaluator
+from .loop import Trainer, write_blocks
+from .progress import Console
+from .rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run: those it trains on, those it is judged by, and the word for the latter."""
+
+    training: ImageSet
+    reals: ImageSet | None
+    split: str
+
+
+def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None = None) -> Path:
+    """Train a new run from start to end and write its report; returns the run directory.
+
+    ``model`` describes the networks when there is no source to take the description from.
+
+    Raises:
+        AdafmError: see the exit code of each subclass; everything written so far stays.
+    """
+    method = method_by_name(method_name)
+    source = _load_source(config, method, model)
+    described = model if source is None else method.target_model(source.cfg, config)
+    run = RunDirectory(config.outdir)
+    run.create()
+    run.lock()
+    try:
+        console = Console(run.root / "log.txt")
+        data = load_data(config, described, console)
+        torch.manual_seed(config.seed)
+        networks = method.structure(described, config)
+        method.initialise(networks, source, config, console.line)
+        write_config(run.config, method_name, config, described.to_json())
+        assembly = assemble(method, networks, config)
+        _describe(run, console, assembly, config, data, source)
+        return _train(Trainer(assembly, config, data.training, _evaluator(config, data, console), run, console), run)
+    finally:
+        run.unlock()
+
+
+def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_change: bool = False) -> Path:
+    """Continue a run from its newest whole checkpoint, bit for bit on the same machine and thread count.
+
+    ``steps`` may lengthen (or shorten) the run; nothing else can change.
+    """
+    run = RunDirectory(folder)
+    run.open_existing()
+    method_name, config, model = read_config(run.config)
+    config = dataclasses.replace(config, outdir=str(folder), steps=config.steps if steps is None else steps)
+    described = ModelConfig.from_json(model)
+    run.lock()
+    try:
+        console = Console(run.root / "log.txt")
+        path, model_state, average, trainer = load_checkpoint(run.checkpoints, console.line)
+        loop = trainer["loop"]
+        if config.steps < loop["step"]:
+            raise UsageError(f"--steps {config.steps} lies before the checkpoint's step {loop['step']}")
+        data = load_data(config, described, console)
+        _check_data(run, data, allow_data_change)
+        method = method_by_name(method_name)
+        networks = method.structure(described, config)
+        method.before_step(networks, config, loop["step"])
+        assembly = assemble(method, networks, config)
+        assembly.load(model_state, average, trainer)
+        write_config(run.config, method_name, config, model)
+        run.truncate_rows(loop["step"])
+        console.line(f"resuming {folder} at step {loop['step']} from {path.name}")
+        evaluator = _evaluator(config, data, console)
+        return _train(Trainer(assembly, config, data.training, evaluator, run, console, loop), run)
+    finally:
+        run.unlock()
+
+
+def load_data(config: TrainConfig, model: ModelConfig, say: Console) -> Data:
+    """Training images and, where there are any, held-out ones.
+
+    Raises:
+        DataError: a set cannot be read, or --holdout leaves too few images to train on.
+    """
+
+    def load(path: str) -> ImageSet:
+        images = load_image_set(resolve(path), size=model.size, channels=model.channels, fit=config.fit, alpha=config.alpha)
+        if rejects := images.manifest["rejects"]:
+            say.line(f"{path}: {len(rejects)} of {len(rejects) + len(images)} files left out; see data_manifest.json")
+        return images
+
+    images = load(config.data)
+    if config.eval_data is not None:
+        return Data(images, load(config.eval_data), "heldout")
+    if config.holdout == 0:
+        return Data(images, images, "train")
+    if config.holdout > len(images) - 2:
+        raise DataError(
+            f"--holdout {config.holdout} leaves fewer than 2 of the {len(images)} images of {config.data} to train on"
+        )
+    order = torch.from_numpy(keyed.permutation(config.seed, "holdout", 0, len(images)))
+    held, kept = order[: config.holdout].sort().values, order[config.holdout :].sort().values
+    return Data(images.select(kept), images.select(held), "heldout")
+
+
+def _load_source(config: TrainConfig, method: TransferMethod, model: ModelConfig | None) -> SourcePair | None:
+    if config.source is None:
+        if method.needs_source:
+            raise UsageError(f"`adafm train {method.name}` starts from a source: add --source FOLDER or --source bundled")
+        if model is None:
+            raise UsageError("the networks' sizes are not known: give --source (for its sizes only) or use `adafm pretrain`")
+        return None
+    return load_pair(resolve(config.source))
+
+
+def _evaluator(config: TrainConfig, data: Data, console: Console) -> Evaluator | None:
+    if config.eval_every < 0 or data.reals is None:
+        return None
+    extractor = get_extractor(config.extractor)
+    words = {"heldout": "images withheld from training", "train": "the training images themselves (nothing is held out)"}
+    console.line(f"evaluation: {config.eval_samples} samples against {len(data.reals)} {words[data.split]}, {extractor.name}")
+    return Evaluator(
+        extractor, data.reals.pixels, data.split, data.training.pixels, config.eval_samples, config.seed
+    )
+
+
+def _describe(
+    run: RunDirectory, console: Console, assembly: Assembly, config: TrainConfig, data: Data, source: SourcePair | None
+) -> None:
+    """Everything a run writes before its first step."""
+    networks: Networks = assembly.networks
+    rows = block_table(networks.generator, networks.discriminator, networks.model)
+    write_blocks(run.root / "blocks.json", rows)
+    console.line(format_block_table(rows))
+    compute = "float32" if assembly.autocast is None else str(assembly.autocast).removeprefix("torch.")
+    console.line(f"device {assembly.device}, compute type {compute}, {torch.get_num_threads()} threads")
+    manifest = {"training": data.training.manifest, "evaluation": None, "split": data.split}
+    if data.reals is not None and data.reals is not data.training:
+        manifest["evaluation"] = data.reals.manifest
+    write_atomic(run.root / "data_manifest.json", json.dumps(manifest, indent=1))
+    run.write_environment(
+        {"device": str(assembly.device), "compute": compute, "source": None if source is None else source.meta}
+    )
+
+
+def _check_data(run: RunDirectory, data: Data, allow: bool) -> None:
+    path = run.root / "data_manifest.json"
+    if allow or not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))["training"]["files"]
+    now = data.training.manifest["files"]
+    if before != now:
+        changed = {f["name"] for f in before} ^ {f["name"] for f in now}
+        detail = f"{len(changed)} names differ" if changed else "same names, other contents"
+        raise DataError(
+            f"the training images are not those the run began with ({detail}); restore them, or pass "
+            "--allow-data-change to continue inexactly"
+        )
+
+
+def _train(trainer: Trainer, run: RunDirectory) -> Path:
+    try:
+        trainer.run()
+    finally:
+        if run.stats.is_file():
+            report = write_report(run.root)
+            trainer.console.line(f"report: {report}")
+    return run.root
+
+
