@@ -145,19 +145,19 @@ ADAFM_INLINE void to_channels_last(const ModulateArgs& args, int64_t begin, int6
   }
 }
 
-// [O, taps, I] -> [O, I, taps], through a tile of the result in the computing type.
-template <class src_t, class dst_t>
+// [O, taps, I] -> [O, I, taps], through a tile of the result in the computing type. kTaps as above.
+template <int kTaps, class src_t, class dst_t>
 ADAFM_INLINE void to_contiguous(const ModulateArgs& args, int64_t begin, int64_t end) {
   using acc_t = acc_type<src_t>;
-  const int64_t taps = args.shape.taps, in_channels = args.shape.in_channels;
-  const int64_t chunk = std::min(taps, kTile / kLanes);
+  const int64_t taps = kTaps ? kTaps : args.shape.taps, in_channels = args.shape.in_channels;
+  const int64_t chunk = kTaps ? kTaps : std::min(taps, kTile / kLanes);
   acc_t gamma_scratch[kLanes], beta_scratch[kLanes], tile[kTile];
   for (int64_t pair = begin; pair < end;) {
     const Segment segment = segment_at(pair, end, in_channels);
     const acc_t* __restrict__ gamma = segment_values(args.gamma, segment, gamma_scratch);
     const acc_t* __restrict__ beta = segment_values(args.beta, segment, beta_scratch);
     for (int64_t first = 0; first < taps; first += chunk) {
-      const int64_t width = std::min(chunk, taps - first);
+      const int64_t width = kTaps ? kTaps : std::min(chunk, taps - first);
       for (int64_t t = 0; t < width; ++t) {
         const src_t* __restrict__ x =
             static_cast<const src_t*>(args.weight) + (segment.o * taps + first + t) * in_channels + segment.first;
@@ -166,9 +166,15 @@ ADAFM_INLINE void to_contiguous(const ModulateArgs& args, int64_t begin, int64_t
         }
       }
       dst_t* __restrict__ y = static_cast<dst_t*>(args.out) + pair * taps + first;
-      for (int64_t i = 0; i < segment.count; ++i) {
-        for (int64_t t = 0; t < width; ++t) {
-          y[i * taps + t] = store<dst_t>(tile[i * width + t]);
+      if (width == taps) {
+        for (int64_t e = 0; e < segment.count * width; ++e) {
+          y[e] = store<dst_t>(tile[e]);
+        }
+      } else {
+        for (int64_t i = 0; i < segment.count; ++i) {
+          for (int64_t t = 0; t < width; ++t) {
+            y[i * taps + t] = store<dst_t>(tile[i * width + t]);
+          }
         }
       }
     }
@@ -206,8 +212,10 @@ ADAFM_CLONES void modulate_kernel(const ModulateArgs& args, int64_t begin, int64
   if (from == Layout::kChannelsLast) {
     if (to == Layout::kChannelsLast) {
       channels_last<src_t, dst_t>(args, begin, end);
+    } else if (taps == 9) {
+      to_contiguous<9, src_t, dst_t>(args, begin, end);
     } else {
-      to_contiguous<src_t, dst_t>(args, begin, end);
+      to_contiguous<0, src_t, dst_t>(args, begin, end);
     }
   } else if (to == Layout::kChannelsLast) {
     if (taps == 9) {

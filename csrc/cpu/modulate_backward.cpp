@@ -20,6 +20,18 @@ struct TileView {
   int64_t stride;
 };
 
+// tile[t][i] = x[i][t]. kStride is the distance between pairs, or 0 for the one given.
+template <int kStride, class src_t, class acc_t>
+ADAFM_INLINE void transpose_tile(const src_t* __restrict__ x, int64_t stride, int64_t count, int64_t width,
+                                 acc_t* __restrict__ tile) {
+  const int64_t step = kStride ? kStride : stride;
+  for (int64_t t = 0; t < width; ++t) {
+    for (int64_t i = 0; i < count; ++i) {
+      tile[t * kLanes + i] = load<acc_t>(x[i * step + t]);
+    }
+  }
+}
+
 // Taps [first, first + width) of a segment. Copies to `tile` unless the memory has this order and type already.
 template <class src_t, class acc_t>
 ADAFM_INLINE TileView<acc_t> view_tile(const void* base, Layout layout, const Shape& shape, const Segment& segment,
@@ -39,17 +51,11 @@ ADAFM_INLINE TileView<acc_t> view_tile(const void* base, Layout layout, const Sh
       }
     }
   } else if (shape.taps == 9) {
-    for (int64_t t = 0; t < 9; ++t) {
-      for (int64_t i = 0; i < segment.count; ++i) {
-        tile[t * kLanes + i] = load<acc_t>(x[i * 9 + t]);
-      }
-    }
+    transpose_tile<9>(x, 9, segment.count, width, tile);
+  } else if (shape.taps == 16) {
+    transpose_tile<16>(x, 16, segment.count, width, tile);
   } else {
-    for (int64_t t = 0; t < width; ++t) {
-      for (int64_t i = 0; i < segment.count; ++i) {
-        tile[t * kLanes + i] = load<acc_t>(x[i * strides.pair + t]);
-      }
-    }
+    transpose_tile<0>(x, strides.pair, segment.count, width, tile);
   }
   return {tile, kLanes};
 }
