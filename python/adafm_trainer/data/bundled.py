@@ -16,7 +16,7 @@ def bundled(name: str) -> Path:
     """
     if name not in NAMES:
         raise UsageError(f"no bundled image set is called {name!r}; there are: {', '.join(NAMES)}")
-    path = Path(str(resources.files("adafm_trainer").joinpath("assets", "images", f"{name}.zip")))
+    path = Path(str(resources.files("adafm_trainer") / "assets" / "images" / f"{name}.zip"))
     if not path.is_file():
         raise UsageError(f"the bundled set {name!r} is missing from this installation: install the package again")
     return path

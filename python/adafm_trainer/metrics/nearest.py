@@ -1,0 +1,46 @@
+"""How close samples come to the training images: the guard against memorisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from adafm_trainer.metrics.distances import BLOCK, check_features, distances, kth_neighbour
+
+QUANTILE = 0.05
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """share: samples nearer to a training image than ``threshold``; threshold: 5th percentile of the distances from each
+    training image to the nearest other one; largest_share: samples that have the same training image as their nearest,
+    at most; indices int64 ``[n]`` and distances float64 ``[n]``: the nearest training image of each sample.
+    """
+
+    share: float
+    threshold: float
+    largest_share: float
+    indices: torch.Tensor
+    distances: torch.Tensor
+
+
+def nearest_training(fake: torch.Tensor, train: torch.Tensor) -> Nearest:
+    """Compares samples with training images: float64 features ``[n, d]`` and ``[m, d]``, n >= 1, m >= 2.
+
+    A set as far from the training images as they are from each other has a share of about 0.05. A much higher share says
+    copies; a high ``largest_share`` says one picture over and over.
+    """
+    check_features(fake, train, least=1, what="nearest_training")
+    check_features(train, least=2, what="nearest_training (training images)")
+    threshold = float(torch.quantile(kth_neighbour(train, 1), QUANTILE))
+    nearest = [distances(part, train).min(dim=1) for part in fake.split(BLOCK)]
+    values = torch.cat([part.values for part in nearest])
+    indices = torch.cat([part.indices for part in nearest])
+    return Nearest(
+        share=float((values < threshold).double().mean()),
+        threshold=threshold,
+        largest_share=int(torch.bincount(indices).max()) / len(indices),
+        indices=indices,
+        distances=values,
+    )
