@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adafm_trainer.errors import UsageError
 
@@ -29,11 +30,11 @@ class Extractor(nn.Module):
     inside. Grey images are repeated to three channels.
     """
 
-    def __init__(self, name: str, network: nn.Module, dims: int, size: int, protocol: str, batch: int = 32) -> None:
+    def __init__(self, name: str, network: nn.Module, digest: str, dims: int, size: int, protocol: str, batch: int) -> None:
         super().__init__()
-        self.name, self.dims, self.size, self.protocol, self.batch_size = name, dims, size, protocol, batch
+        self.name, self.hash, self.dims, self.size = name, digest, dims, size
+        self.protocol, self.batch_size = protocol, batch
         self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self.hash = _digest(protocol, network)
         self._sets: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def train(self, mode: bool = True) -> Extractor:
@@ -83,12 +84,26 @@ def _digest(protocol: str, network: nn.Module) -> str:
 
 
 class _Lite0(nn.Module):
+    """The network of the wheel, each batch normalisation folded into the convolution before it: twice as fast."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.eval()
+        _fold(network, "_conv_stem", "_bn0")
+        _fold(network, "_conv_head", "_bn1")
+        for block in network._blocks:
+            if hasattr(block, "_expand_conv"):
+                _fold(block, "_expand_conv", "_bn0")
+            _fold(block, "_depthwise_conv", "_bn1")
+            _fold(block, "_project_conv", "_bn2")
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.network.extract_features((pixels - 127.0) / 128.0).mean(dim=(2, 3))
+
+
+def _fold(module: nn.Module, convolution: str, norm: str) -> None:
+    setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+    setattr(module, norm, nn.Identity())
 
 
 def efflite0() -> Extractor:
@@ -107,7 +122,9 @@ def efflite0() -> Extractor:
         network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(weights)
     protocol = "efflite0: RGB 128 px antialiased bicubic clipped, (x-127)/128, mean of the last 1280 maps"
-    return Extractor("efflite0", _Lite0(network), dims=1280, size=128, protocol=protocol)
+    digest = _digest(protocol, network)
+    # Small batches keep the wide early maps in the cache: 8 images are up to twice as fast as 32 or 64.
+    return Extractor("efflite0", _Lite0(network), digest, dims=1280, size=128, protocol=protocol, batch=8)
 
 
 def efflite0_installed() -> bool:
@@ -151,8 +168,9 @@ class _RandomNetwork(nn.Module):
 def random_v1() -> Extractor:
     """Random convolutions, 960 features: needs no download and sees colour, edges and texture, but no meaning."""
     protocol = "random-v1: RGB 64 px antialiased bicubic clipped, x/127.5-1, mean and deviation of the maps of 4 layers"
-    dims = 2 * sum(_RandomNetwork.widths)
-    return Extractor("random-v1", _RandomNetwork(), dims=dims, size=64, protocol=protocol, batch=128)
+    network, dims = _RandomNetwork(), 2 * sum(_RandomNetwork.widths)
+    digest = _digest(protocol, network)
+    return Extractor("random-v1", network, digest, dims=dims, size=64, protocol=protocol, batch=64)
 
 
 def get_extractor(name: str = "auto") -> Extractor:
