@@ -1,0 +1,103 @@
+"""`adafm convert FILE --arch ... OUT`: a published checkpoint as a source folder."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from ..errors import SourceError
+from ..models.checkpoints import LoadReport, infer_config, load_matching, read_checkpoint
+from ..models.gpgan import build_discriminator, build_generator
+from ..models.source import save_pair
+from .flags import parse
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Read a checkpoint of the published GP-GAN or AdaFM code and write a folder that --source takes.
+
+    A pickle's tensors are read and its code, if any, is refused. Sizes are told from the tensors' shapes.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint: .pt or .safetensors, with generator, discriminator and generator_test (the average) as far as present."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to write."""
+    arch: Literal["resnet", "resnet2", "resnet3", "resnet4", "adafm"]
+    """Network family: resnet2 for imagenet-*.pt, resnet4 for celeba-*, resnet3 for lsun_*, resnet for celebahq-*."""
+    base: Literal["resnet", "resnet2", "resnet3", "resnet4"] = "resnet2"
+    """Family of the kept blocks and of the discriminator, for --arch adafm."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type the weights are stored in."""
+    allow_mismatch: bool = False
+    """Write the folder although names or shapes differ; what is missing then starts at random."""
+
+
+def main(argv: list[str]) -> int:
+    return run(parse(ConvertArgs, "adafm convert", argv))
+
+
+def run(args: ConvertArgs) -> int:
+    """Convert, print what was loaded, missing, unexpected and mismatched; 0, or 4 if that is not everything.
+
+    Raises:
+        SourceError: the file cannot be read safely, its sizes cannot be told, or a weight is not finite when stored.
+    """
+    checkpoint = read_checkpoint(args.file)
+    networks = dict(checkpoint.networks)
+    if "generator" not in networks and "generator_test" in networks:
+        print("no generator in the file; its average, generator_test, is taken for it")
+        networks["generator"] = networks["generator_test"]
+    cfg = infer_config(args.arch, networks, args.base)
+    print(f"{args.file.name}: {', '.join(f'{name} {value}' for name, value in cfg.to_json().items() if value is not None)}")
+    for name, what in checkpoint.ignored.items():
+        print(f"ignored: {name} ({what})")
+
+    torch.manual_seed(0)
+    builders = {"generator": build_generator, "discriminator": build_discriminator, "generator_test": build_generator}
+    modules, reports = {}, {}
+    for name, build in builders.items():
+        if name not in networks:
+            print(f"{name}: not in the file")
+            continue
+        modules[name] = build(cfg)
+        reports[name] = load_matching(modules[name], networks[name])
+        print("\n".join(reports[name].lines(name)))
+    if not all(report.exact for report in reports.values()) and not args.allow_mismatch:
+        message = "the checkpoint does not fit; nothing was written. Check --arch, or add --allow-mismatch"
+        print(f"adafm convert: {message}", file=sys.stderr)
+        return SourceError.exit_code
+
+    try:
+        save_pair(
+            args.out,
+            cfg,
+            modules["generator"],
+            modules.get("discriminator"),
+            modules.get("generator_test"),
+            meta=_provenance(args, reports),
+            dtype=getattr(torch, args.dtype),
+        )
+    except ValueError as error:
+        raise SourceError(f"{args.file}: {error}") from error
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _provenance(args: ConvertArgs, reports: dict[str, LoadReport]) -> dict:
+    digest = hashlib.sha256()
+    with args.file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    differing = {
+        name: [*report.missing, *report.unexpected, *(entry[0] for entry in report.mismatched)]
+        for name, report in reports.items()
+        if not report.exact
+    }
+    return {"converted_from": args.file.name, "sha256": digest.hexdigest(), "not_loaded": differing}

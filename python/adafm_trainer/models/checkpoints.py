@@ -1,0 +1,247 @@
+"""Published checkpoints of GP-GAN and AdaFM: read without running any code in them, sizes inferred, names compared."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import SourceError
+from .config import GPGAN_FAMILIES, SIDE_FACTORS, ModelConfig
+from .names import state_from_reference
+
+NETWORKS = ("generator", "discriminator", "generator_test")
+_WIDTH_UNITS = {"resnet2": 16, "resnet3": 32, "resnet4": 16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State dictionaries by name (``module.`` removed, our parameter names) and what else the file held.
+
+    ``networks`` has some of generator, discriminator and generator_test (the weight average); ``ignored`` maps the other
+    entries to a short description.
+    """
+
+    networks: dict[str, dict[str, Tensor]]
+    ignored: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Outcome of loading one state dictionary: parameter names, and both shapes for each mismatch."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def exact(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def lines(self, network: str) -> list[str]:
+        """The report as text, one line for each name that is not loaded."""
+        counts = (
+            f"{network}: {len(self.loaded)} loaded, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected, {len(self.mismatched)} mismatched"
+        )
+        listed = [f"  missing     {name}" for name in self.missing]
+        listed += [f"  unexpected  {name}" for name in self.unexpected]
+        listed += [
+            f"  mismatched  {name}: {list(found)} in the file, {list(expected)} in the network"
+            for name, found, expected in self.mismatched
+        ]
+        return [counts, *listed]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a ``.safetensors`` file or a pickled checkpoint of any PyTorch version.
+
+    Entries are one state dictionary per network; a file that is itself a state dictionary counts as the generator.
+    Pickles pass PyTorch's allow-list unpickler (tensors, containers, NumPy scalars): nothing else in them is executed.
+
+    Raises:
+        SourceError: no such file, not a checkpoint, a pickle that asks for code (the message names the global), or no
+            network in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file")
+    entries = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(entries, Mapping):
+        raise SourceError(f"{path} holds a {type(entries).__name__}; expected a dictionary of networks")
+    if entries and not any(name in entries for name in NETWORKS) and _is_state(entries):
+        entries = {"generator": entries}
+    networks = {name: _state(path, name, entries[name]) for name in NETWORKS if name in entries}
+    if not networks:
+        raise SourceError(f"{path} holds no {', '.join(NETWORKS)}; its entries are {', '.join(map(str, entries))}")
+    ignored = {str(name): _describe(value) for name, value in entries.items() if name not in NETWORKS}
+    return Checkpoint(networks, ignored)
+
+
+def infer_config(arch: str, networks: Mapping[str, Mapping[str, Tensor]], base: str = "resnet2") -> ModelConfig:
+    """Sizes of a checkpoint's networks from the shapes of their tensors.
+
+    Args:
+        arch: family; it cannot be told from the shapes with certainty.
+        base: family of the source, for arch adafm.
+
+    Raises:
+        SourceError: a tensor that tells a size is absent, or the sizes do not belong to ``arch``.
+    """
+    generator = networks.get("generator", networks.get("generator_test"))
+    if generator is None:
+        raise SourceError("the checkpoint holds no generator, so the sizes of its networks cannot be told")
+    discriminator = networks.get("discriminator")
+    try:
+        if arch == "adafm":
+            return _infer_adafm(generator, base)
+        return _infer_gpgan(arch, generator, discriminator)
+    except KeyError as error:
+        raise SourceError(f"the generator has no {error.args[0]}; is it really of --arch {arch}?") from error
+    except (ValueError, IndexError) as error:
+        raise SourceError(f"the generator's shapes do not fit --arch {arch}: {error}") from error
+
+
+@torch.no_grad()
+def load_matching(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
+    """Copy every tensor of ``state`` that has its name and shape in ``module``; report the rest and leave it alone."""
+    own = module.state_dict()
+    loaded, mismatched = [], []
+    for name in own:
+        if name not in state:
+            continue
+        if own[name].shape != state[name].shape:
+            mismatched.append((name, tuple(state[name].shape), tuple(own[name].shape)))
+            continue
+        own[name].copy_(state[name])
+        loaded.append(name)
+    missing = tuple(name for name in own if name not in state)
+    unexpected = tuple(name for name in state if name not in own)
+    return LoadReport(tuple(loaded), missing, unexpected, tuple(mismatched))
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        flat = load_file(path)
+    except SafetensorError as error:
+        raise SourceError(f"{path} is not a safetensors file: {error}") from error
+    entries: dict[str, Any] = {}
+    for name, value in flat.items():
+        network, _, rest = name.partition(".")
+        if network in NETWORKS and rest:
+            entries.setdefault(network, {})[rest] = value
+        else:
+            entries[name] = value
+    return entries
+
+
+def _read_pickle(path: Path) -> Any:
+    # Counters such as the best score are NumPy scalars in files of that age; making one runs no code of the file's.
+    scalar, dtypes = np.float64(0).__reduce__()[0], [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
+    allowed = [np.dtype, *dtypes, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            raise SourceError(
+                f"{path} asks for {found.group(1)}, which is code and not a tensor; it was not executed. "
+                "Only checkpoints of plain state dictionaries are read"
+            ) from error
+        raise SourceError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+
+
+def _is_state(entries: Mapping) -> bool:
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in entries.items())
+
+
+def _state(path: Path, network: str, entry: Any) -> dict[str, Tensor]:
+    if not isinstance(entry, Mapping) or not _is_state(entry):
+        raise SourceError(f"{path}: entry {network!r} is not a state dictionary of tensors")
+    return state_from_reference({name.removeprefix("module."): value for name, value in entry.items()})
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Mapping) and "param_groups" in value:
+        return "optimizer state"
+    if isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return type(value).__name__
+
+
+def _infer_gpgan(
+    arch: str, generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None
+) -> ModelConfig:
+    if arch not in GPGAN_FAMILIES:
+        raise ValueError(f"unknown family {arch!r}; expected one of {', '.join((*GPGAN_FAMILIES, 'adafm'))}")
+    channels, nf = generator["conv_img.weight"].shape[:2]
+    rows, columns = generator["fc.weight"].shape
+    nlabels, embed = generator["embedding.weight"].shape if "embedding.weight" in generator else (1, 0)
+    if not embed and discriminator is not None:
+        nlabels = discriminator["fc.weight"].shape[0]
+    nf_max = None
+    if arch == "resnet":
+        blocks = [int(found.group(1)) for name in generator if (found := re.match(r"resnet\.(\d+)\.", name))]
+        levels = max(blocks, default=0) // 2
+        size, width = 4 * 2**levels, rows // 16
+        full = nf * 2**levels
+        # One limit describes both networks; None is 512 in the generator and 1024 in the discriminator.
+        wide = None if discriminator is None else discriminator["fc.weight"].shape[1] // 16
+        if width < full and not (width == 512 and wide == min(full, 1024) and wide != 512):
+            nf_max = width
+    else:
+        size = SIDE_FACTORS[arch] * _square_side(rows, _WIDTH_UNITS[arch] * nf, "fc.weight")
+    return ModelConfig(arch, size, channels, nf, nf_max, columns - embed, embed, nlabels)
+
+
+def _infer_adafm(generator: Mapping[str, Tensor], base: str) -> ModelConfig:
+    channels, nf = generator["conv_img.weight"].shape[:2]
+    style_dim, z_dim = generator["small_style.1.linear.weight"].shape
+    nlabels, embed = generator["small_embedding.weight"].shape if "small_embedding.weight" in generator else (1, 0)
+    join_width, join_side = generator["small_H.weight"].shape[1], generator["small_H.norm.weight"].shape[0]
+    stages = {found.group(1) for name in generator if (found := re.match(r"resnet[._](\d+)[._]", name))}
+    kept = len(stages)
+    # One doubling before each kept stage, except before the network's very first; resnet3 doubles once more at the end.
+    doublings = kept - ("0" in stages) + (base == "resnet3")
+    return ModelConfig(
+        arch="adafm",
+        size=join_side * 2**doublings,
+        channels=channels,
+        nf=nf,
+        nf_max=_kept_limit(generator, base, nf, kept),
+        z_dim=z_dim,
+        embed=embed,
+        nlabels=nlabels,
+        base=base,
+        keep=kept + 1,
+        style_dim=style_dim,
+        s0=_square_side(generator["small_fc.weight"].shape[0], join_width, "small_fc.weight"),
+    )
+
+
+def _kept_limit(generator: Mapping[str, Tensor], base: str, nf: int, kept: int) -> int | None:
+    width = generator["small_H.weight"].shape[1]
+    # The last block of family resnet keeps its width, so `kept` blocks reach nf * 2^(kept - 1) unless limited.
+    return width if base == "resnet" and kept and width < nf * 2 ** (kept - 1) else None
+
+
+def _square_side(rows: int, width: int, name: str) -> int:
+    side = math.isqrt(rows // width)
+    if side < 1 or width * side**2 != rows:
+        raise ValueError(f"{name} has {rows} rows, which is not {width} times a square")
+    return side

@@ -1,0 +1,172 @@
+"""What a transfer copies from its source, freezes, modulates and trains, and the table that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adafm_kernels.nn import AdaFMConv2d
+
+from ..errors import SourceError
+from .blocks import ResBlock
+from .config import ModelConfig
+from .groups import group_parameters, groups
+
+COPY_POLICIES = ("all", "gmdn")
+ADAPTER_NAMES = ("gamma", "beta")
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """Parameter names: ``copied`` from the source; ``left`` as they were; ``unused`` names of the source."""
+
+    copied: tuple[str, ...]
+    left: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def summary(self, network: str) -> str:
+        """One line for the log."""
+        left = f", {len(self.left)} start otherwise ({_brief(self.left)})" if self.left else ""
+        return f"{network}: {len(self.copied)} tensors copied from the source{left}"
+
+
+@torch.no_grad()
+def copy_source(module: nn.Module, state: Mapping[str, Tensor], policy: str = "all") -> CopyReport:
+    """Copy every tensor of ``state`` whose name ``module`` has, except those the policy excludes.
+
+    Policies: ``all`` excludes nothing; ``gmdn``, the released code's, excludes the modules ``embedding`` and ``fc``, so
+    that those start at random. Names of the source that the target lacks (blocks above the join) are not used.
+
+    Raises:
+        ValueError: an unknown policy.
+        SourceError: a tensor of the same name has another shape, or no name is shared.
+    """
+    if policy not in COPY_POLICIES:
+        raise ValueError(f"copy policy is {policy!r}; expected one of {', '.join(COPY_POLICIES)}")
+    target = dict(module.named_parameters())
+    target.update(module.named_buffers())
+    excluded = ("embedding", "fc") if policy == "gmdn" else ()
+    shared = [name for name in target if name in state and name.split(".")[0] not in excluded]
+    if not shared:
+        raise SourceError("the source and the target share no parameter name; is --source of the same family?")
+    for name in shared:
+        if target[name].shape != state[name].shape:
+            raise SourceError(
+                f"{name} is {tuple(state[name].shape)} in the source and {tuple(target[name].shape)} in the target; "
+                "family, nf, nf_max, channels and size must agree"
+            )
+    for name in shared:
+        target[name].copy_(state[name])
+    taken = set(shared)
+    left, unused = (tuple(n for n in names if n not in taken) for names in (target, state))
+    return CopyReport(tuple(shared), left, unused)
+
+
+def freeze(module: nn.Module, cfg: ModelConfig, count: int) -> list[str]:
+    """Freeze groups 1 to ``count`` from the image side (the m, or n, of GmDn); returns the names of the frozen modules.
+
+    With ``count`` > 0 a generator's embedding is frozen too, as in the released code. Other parameters stay as they are.
+
+    Raises:
+        ValueError: the network has fewer groups.
+    """
+    listed = groups(module, cfg)
+    if not 0 <= count <= len(listed):
+        raise ValueError(f"cannot freeze {count} groups: the {type(module).__name__} has {len(listed)} (0 freezes none)")
+    frozen = [name for _, names in listed[:count] for name in names]
+    if count and "embedding" in dict(module.named_children()) and "embedding" not in frozen:
+        frozen.append("embedding")
+    for _, parameter in group_parameters(module, frozen):
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def modulate_blocks(generator: nn.Module, cfg: ModelConfig, count: int) -> list[str]:
+    """Replace ``conv_0`` and ``conv_1`` of the blocks in groups 1 to ``count`` by AdaFMConv2d, in place.
+
+    gamma 1 and beta 0 leave the generator's output as it is, bit for bit. Weights keep their values, names and
+    ``requires_grad``; ``conv_img``, ``conv_s`` and biases are not modulated. Layers that are modulated already stay.
+
+    Returns:
+        Names of the modulated layers.
+    """
+    listed = groups(generator, cfg)
+    if not 0 <= count <= len(listed):
+        raise ValueError(f"cannot modulate {count} groups: the {type(generator).__name__} has {len(listed)}")
+    modulated = []
+    for name in (name for _, names in listed[:count] for name in names):
+        block = generator.get_submodule(name)
+        if not isinstance(block, ResBlock):
+            continue
+        for leaf in ("conv_0", "conv_1"):
+            layer = getattr(block, leaf)
+            if not isinstance(layer, AdaFMConv2d):
+                setattr(block, leaf, modulated_layer(layer))
+            modulated.append(f"{name}.{leaf}")
+    return modulated
+
+
+def modulated_layer(layer: nn.Conv2d) -> AdaFMConv2d:
+    """The AdaFM form of a convolution, at identity, with the ``requires_grad`` of its parameters."""
+    adapted = AdaFMConv2d.from_module(layer)
+    for leaf, parameter in layer.named_parameters():
+        getattr(adapted, leaf).requires_grad_(parameter.requires_grad)
+    return adapted
+
+
+def adapter_parameters(module: nn.Module) -> list[str]:
+    """Names of every gamma and beta of the network's modulated layers."""
+    return [
+        f"{name}.{leaf}" for name, layer in module.named_modules() if isinstance(layer, AdaFMConv2d) for leaf in ADAPTER_NAMES
+    ]
+
+
+def block_table(generator: nn.Module, discriminator: nn.Module, cfg: ModelConfig) -> list[dict]:
+    """One row for each group of both networks, image side first.
+
+    Keys: network (G or D), group, state, parameters, trainable. State is ``trained`` if a source or head parameter
+    requires a gradient, else ``adapter`` if the group holds gamma and beta (also while they are held), else ``frozen``.
+    ``trainable`` counts parameters that require a gradient now.
+    """
+    rows = []
+    for network, module in (("G", generator), ("D", discriminator)):
+        adapters = set(adapter_parameters(module))
+        for number, (name, modules) in enumerate(groups(module, cfg), 1):
+            listed = list(group_parameters(module, modules))
+            if any(p.requires_grad for n, p in listed if n not in adapters):
+                state = "trained"
+            else:
+                state = "adapter" if any(n in adapters for n, _ in listed) else "frozen"
+            rows.append(
+                {
+                    "network": network,
+                    "number": number,
+                    "group": name,
+                    "state": state,
+                    "parameters": sum(p.numel() for _, p in listed),
+                    "trainable": sum(p.numel() for _, p in listed if p.requires_grad),
+                }
+            )
+    return rows
+
+
+def format_block_table(rows: Iterable[dict]) -> str:
+    """The block table as text, with totals for each network."""
+    rows = list(rows)
+    lines = [f"{'':2} {'group':14} {'state':8} {'parameters':>13} {'trainable':>13}"]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        for row in own:
+            label = f"{row['number']} {row['group']}"
+            lines.append(f"{network:2} {label:14} {row['state']:8} {row['parameters']:13,} {row['trainable']:13,}")
+        total, trainable = (sum(row[key] for row in own) for key in ("parameters", "trainable"))
+        lines.append(f"{network:2} {'total':14} {'':8} {total:13,} {trainable:13,}")
+    return "\n".join(lines)
+
+
+def _brief(names: tuple[str, ...], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
