@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from ..data.bundled import resolve
 from ..data.images import load_image_set
+from ..locate import image_path
 from ..metrics.extractors import get_extractor
 from ..trainer.evaluation import Evaluator
 from ..trainer.load import load_run
@@ -42,13 +42,13 @@ def main(argv: list[str]) -> int:
 
     def load(path: str):
         return load_image_set(
-            resolve(path), size=loaded.model.size, channels=loaded.model.channels, fit=config.fit, alpha=config.alpha
+            image_path(path), size=loaded.model.size, channels=loaded.model.channels, fit=config.fit, alpha=config.alpha
         )
 
     extractor = get_extractor(args.extractor)
     training, reals = load(config.data), load(args.data)
-    trained_on = {entry["sha256"] for entry in training.manifest["files"]}
-    seen = sum(entry["sha256"] in trained_on for entry in reals.manifest["files"])
+    trained_on = {entry["sha256"] for entry in training.manifest["images"]}
+    seen = sum(entry["sha256"] in trained_on for entry in reals.manifest["images"])
     split = "heldout" if seen == 0 else "train"
     if seen:
         print(f"{seen} of {len(reals)} images of {args.data} were trained on: the metrics are named `train`")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ..data.bundled import TARGET, resolve
 from ..data.images import load_image_set
 from ..errors import UsageError
+from ..locate import TARGET, image_path, source_path
 from ..methods.config import TrainConfig
 from ..methods.presets import preset
 from ..metrics.extractors import get_extractor
@@ -52,7 +52,7 @@ def demo_config(outdir: str | Path, steps: int, eval_samples: int, seed: int = 0
     """Settings of the demo's AdaFM run."""
     values = {
         **preset("adafm"),
-        "data": TARGET,
+        "data": f"{TARGET}-train",
         "eval_data": f"{TARGET}-heldout",
         "source": SOURCE,
         "outdir": str(outdir),
@@ -104,13 +104,13 @@ def run_variant(variant: Variant, config: TrainConfig, folder: Path) -> Path:
 
 def judge_source(config: TrainConfig, console: Console) -> dict:
     """The comparison's row of the unadapted source: the samples a user would have without any training."""
-    pair = load_pair(resolve(config.source))
+    pair = load_pair(source_path(config.source))
     device = resolve_device(config.device)
     generator = build_generator(pair.cfg)
     generator.load_state_dict(pair.average_state or pair.generator_state)
     generator.to(device=device, memory_format=torch.channels_last).eval()
     images = [
-        load_image_set(resolve(name), size=pair.cfg.size, channels=pair.cfg.channels).pixels
+        load_image_set(image_path(name), size=pair.cfg.size, channels=pair.cfg.channels).pixels
         for name in (config.eval_data, config.data)
     ]
     extractor = get_extractor(config.extractor)

@@ -15,6 +15,8 @@ from ..metrics.nearest import nearest_training_images
 from ..report.pictures import nearest_pairs
 from .sampling import generate
 
+SUMMARY = ("kid", "coverage", "diversity", "nearest_share")
+
 
 @dataclass
 class Evaluator:
@@ -38,8 +40,8 @@ class Evaluator:
     def evaluate(self, generator: nn.Module, autocast: torch.dtype | None, data_scale: float = 1.0) -> dict[str, dict]:
         """All metrics by name, each a mapping with ``value`` and, where there is one, ``low`` and ``high``."""
         if self._real_features is None:
-            self._real_features = self.extractor(self.reals)
-            self._training_features = self.extractor(self.training)
+            self._real_features = self.extractor.of_set(self.reals)
+            self._training_features = self.extractor.of_set(self.training)
         images = generate(generator, self.seed, "eval", range(self.samples), autocast=autocast)
         self._fakes = to_uint8(images / data_scale)
         self._fake_features = self.extractor(self._fakes)
@@ -52,11 +54,13 @@ class Evaluator:
         )
 
     def summary(self, metrics: dict[str, dict]) -> str:
-        """One line: KID with its interval first, then the rest."""
+        """One line for the log: the metrics that judge a small set, KID with its interval first."""
         parts = []
         for name, entry in metrics.items():
+            if name.partition("[")[0] not in SUMMARY:
+                continue
             text = f"{name} {entry['value']:.3f}"
-            if entry.get("low") is not None:
+            if entry["low"] is not None:
                 text += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
             parts.append(text)
         return "  ".join(parts)

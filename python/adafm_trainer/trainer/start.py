@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from .. import keyed
-from ..data.bundled import resolve
 from ..data.images import ImageSet, load_image_set
 from ..errors import DataError, UsageError
+from ..locate import image_path, source_path
 from ..methods import method_by_name
 from ..methods.base import Networks, TransferMethod
 from ..methods.config import TrainConfig, read_config, write_config
@@ -107,7 +107,9 @@ def load_data(config: TrainConfig, model: ModelConfig, say: Console) -> Data:
     """
 
     def load(path: str) -> ImageSet:
-        images = load_image_set(resolve(path), size=model.size, channels=model.channels, fit=config.fit, alpha=config.alpha)
+        images = load_image_set(
+            image_path(path), size=model.size, channels=model.channels, fit=config.fit, alpha=config.alpha
+        )
         if rejects := images.manifest["rejects"]:
             say.line(f"{path}: {len(rejects)} of {len(rejects) + len(images)} files left out; see data_manifest.json")
         return images
@@ -133,7 +135,7 @@ def _load_source(config: TrainConfig, method: TransferMethod, model: ModelConfig
         if model is None:
             raise UsageError("the networks' sizes are not known: give --source (for its sizes only) or use `adafm pretrain`")
         return None
-    return load_pair(resolve(config.source))
+    return load_pair(source_path(config.source))
 
 
 def _evaluator(config: TrainConfig, data: Data, console: Console) -> Evaluator | None:
@@ -170,8 +172,8 @@ def _check_data(run: RunDirectory, data: Data, allow: bool) -> None:
     path = run.root / "data_manifest.json"
     if allow or not path.is_file():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))["training"]["files"]
-    now = data.training.manifest["files"]
+    before = json.loads(path.read_text(encoding="utf-8"))["training"]["images"]
+    now = data.training.manifest["images"]
     if before != now:
         changed = {f["name"] for f in before} ^ {f["name"] for f in now}
         detail = f"{len(changed)} names differ" if changed else "same names, other contents"

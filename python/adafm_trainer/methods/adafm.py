@@ -1,0 +1,106 @@
+"""AdaFM: the source's image-side filters stay frozen and are modulated (Zhao, Cong and Carin, ICML 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import nn
+
+from ..errors import SourceError
+from ..models.adafm import distil_head
+from ..models.config import ModelConfig
+from ..models.gpgan import build_discriminator, build_generator
+from ..models.source import SourcePair
+from ..models.transfer import adapter_parameters, copy_source, freeze, modulate_blocks
+from .base import Group, Networks, TransferMethod, trained
+from .config import TrainConfig
+from .transfergan import copy_discriminator, source_generator_state
+
+
+class AdaFM(TransferMethod):
+    """Groups 1 to ``freeze_g`` of G frozen, their ``conv_0`` and ``conv_1`` modulated by gamma and beta; a head above them.
+
+    ``head`` decides what stands above: the source's own blocks, kept and trained (``source``); the paper's fresh small
+    head (``new``); or that head fitted to the source's first (``distilled``). D comes from the source with groups 1 to
+    ``freeze_d`` frozen and is not modulated. gamma and beta are held at identity for the first ``adafm_start`` steps;
+    Adam's state for them begins when they are released.
+    """
+
+    name = "adafm"
+
+    def target_model(self, source: ModelConfig, config: TrainConfig) -> ModelConfig:
+        _check_groups(config)
+        if config.head == "source":
+            return source
+        small_h = "reference" if config.head == "new" else "calibrated"
+        return dataclasses.replace(source, arch="adafm", base=source.arch, keep=config.freeze_g, small_h=small_h)
+
+    def structure(self, model: ModelConfig, config: TrainConfig) -> Networks:
+        _check_groups(config)
+        networks = Networks(build_generator(model), build_discriminator(model), model)
+        try:
+            modulate_blocks(networks.generator, model, config.freeze_g)
+            freeze(networks.generator, model, config.freeze_g)
+            freeze(networks.discriminator, model, config.freeze_d)
+        except ValueError as error:
+            raise SourceError(f"--freeze-g {config.freeze_g} --freeze-d {config.freeze_d}: {error}") from error
+        release(networks.generator)
+        return networks
+
+    def initialise(
+        self, networks: Networks, source: SourcePair | None, config: TrainConfig, log: Callable[[str], None]
+    ) -> None:
+        state = source_generator_state(source, config, log)
+        log(copy_source(networks.generator, state, config.copy).summary("generator"))
+        copy_discriminator(networks.discriminator, source, config, log)
+        if config.head == "distilled":
+            teacher = build_generator(source.cfg)
+            teacher.load_state_dict(state)
+            error = distil_head(networks.generator, teacher, seed=config.seed)
+            log(f"head fitted to the source's own blocks: relative error {error:.3f} at the join")
+
+    def generator_groups(self, networks: Networks, config: TrainConfig) -> list[Group]:
+        adapters = adapter_parameters(networks.generator)
+        rest = [name for name in trained(networks.generator) if name not in set(adapters)]
+        lr = config.lr_g if config.head == "source" else config.lr_head
+        return [
+            Group("head", tuple(rest), lr),
+            Group("gamma", tuple(n for n in adapters if n.endswith(".gamma")), config.lr_gamma),
+            Group("beta", tuple(n for n in adapters if n.endswith(".beta")), config.lr_beta),
+        ]
+
+    def before_step(self, networks: Networks, config: TrainConfig, step: int) -> str | None:
+        if step < config.adafm_start:
+            hold(networks.generator)
+            return None
+        held = not _requires_grad(networks.generator)
+        release(networks.generator)
+        return "gamma and beta are trained from here on" if held and step else None
+
+
+def hold(generator: nn.Module) -> None:
+    """Keep every gamma and beta of ``generator`` as they are: they get no gradient and no optimizer step."""
+    _set(generator, False)
+
+
+def release(generator: nn.Module) -> None:
+    """Train every gamma and beta of ``generator`` from the next step on."""
+    _set(generator, True)
+
+
+def _set(generator: nn.Module, flag: bool) -> None:
+    for name in adapter_parameters(generator):
+        generator.get_parameter(name).requires_grad_(flag)
+
+
+def _requires_grad(generator: nn.Module) -> bool:
+    return any(generator.get_parameter(name).requires_grad for name in adapter_parameters(generator))
+
+
+def _check_groups(config: TrainConfig) -> None:
+    if config.freeze_g < 2:
+        raise SourceError(
+            f"--freeze-g is {config.freeze_g}: AdaFM modulates the blocks of the frozen groups, and group 1 is conv_img "
+            "alone; freeze at least 2 groups, or use `adafm train transfergan`"
+        )
