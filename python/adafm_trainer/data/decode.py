@@ -77,19 +77,21 @@ def decode(data: bytes, settings: DecodeSettings) -> Decoded:
         flat = _flatten(ImageOps.exif_transpose(image), settings)
     except (BadImage, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"more than the {settings.max_pixels} pixels allowed") from error
     except Image.UnidentifiedImageError as error:
         raise BadImage("not an image of a known format") from error
     # Pillow's decoders raise nearly every built-in class on damaged input; the reason is kept and the file set aside.
     except Exception as error:
         raise BadImage(f"cannot be decoded: {error or type(error).__name__}") from error
-    pixels = np.asarray(_fit(flat, settings))
+    pixels = np.array(_fit(flat, settings))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(pixels), width, height, mode)
 
 
 def _check_size(width: int, height: int, settings: DecodeSettings) -> None:
     if width * height > settings.max_pixels:
-        raise BadImage(f"{width}x{height} pixels, more than the {settings.max_pixels} allowed")
+        raise BadImage(f"{width}x{height}, more than the {settings.max_pixels} pixels allowed")
     short, long = sorted((width, height))
     if short < 1 or short * _MAX_MAGNIFICATION < settings.size:
         raise BadImage(f"{width}x{height} pixels, too small to be enlarged to {settings.size}")

@@ -22,23 +22,29 @@ def metric_name(metric: str, extractor: str, count: int, split: str) -> str:
 
 
 def evaluate(
-    fake_uint8: torch.Tensor,
-    real_uint8: torch.Tensor,
+    fake: torch.Tensor,
+    real: torch.Tensor,
     extractor: Extractor,
     *,
     split: str,
-    train_uint8: torch.Tensor | None = None,
+    train: torch.Tensor | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, dict]:
-    """Measures generated images (uint8 ``[n, C, H, W]``) against real ones (uint8 ``[m, C, H, W]``).
+    """Measures generated against real images. Each set is uint8 images ``[N, C, H, W]``, or what ``extractor`` made of them:
+    float64 features ``[N, d]``. Features of images in ``real`` and ``train`` are computed once and remembered.
 
     Returns ``{name: MetricValue.to_json()}`` for kid, fd (Frechet), precision, recall, density, coverage and diversity,
-    and with ``train_uint8`` (the training images) nearest_share and nearest_largest_share. ``split`` says what ``real_uint8``
-    is: "heldout", or "train" where there are no others, which is then noted on every value. A metric that the sets are
-    too small for is left out and one that needs fewer neighbours is noted, each with a line through ``log``.
-    Features of ``real_uint8`` and ``train_uint8`` are computed once and remembered.
+    and with ``train`` (the training images) nearest_share and nearest_largest_share. ``split`` says what ``real`` is:
+    "heldout", or "train" where there are no others, which is then noted on every value. A metric that the sets are too
+    small for is left out and one that needs fewer neighbours is noted, each with a line through ``log``.
     """
-    x, y = extractor(fake_uint8), extractor.of_set(real_uint8)
+    x = fake if fake.dtype == torch.float64 else extractor(fake)
+    y = real if real.dtype == torch.float64 else extractor.of_set(real)
+    for name, features in (("fake", x), ("real", y)):
+        if features.ndim != 2 or features.shape[1] != extractor.dims:
+            raise ValueError(
+                f"{name} has shape {tuple(features.shape)}; features of {extractor.name} are [N, {extractor.dims}]"
+            )
     n, m = len(x), len(y)
     values: dict[str, MetricValue] = {}
     if split == "train":
@@ -62,14 +68,14 @@ def evaluate(
     if n >= 2:
         note = f"real set {diversity(y):.4g}" if m >= 2 else ""
         values["diversity"] = MetricValue(diversity(x), note=note)
-    if train_uint8 is not None and len(train_uint8) >= 2:
-        training = extractor.of_set(train_uint8)
+    if train is not None and len(train) >= 2:
+        training = train if train.dtype == torch.float64 else extractor.of_set(train)
         nearest = nearest_training(x, training)
         note = "" if split == "train" else f"real set {nearest_training(y, training).share:.4g}"
         values["nearest_share"] = MetricValue(nearest.share, note=note)
         values["nearest_largest_share"] = MetricValue(nearest.largest_share)
-    elif train_uint8 is not None:
-        log(f"nearest_share left out: it needs 2 training images, got {len(train_uint8)}")
+    elif train is not None:
+        log(f"nearest_share left out: it needs 2 training images, got {len(train)}")
 
     return {
         metric_name(name, extractor.name, n, split): _tagged(value, n, m, extractor, split).to_json()

@@ -25,18 +25,22 @@ class Nearest:
     distances: torch.Tensor
 
 
+def nearest_training_images(fake: torch.Tensor, train: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest training image of each sample: features ``[n, d]``, ``[m, d]`` -> indices int64 ``[n]``, distances ``[n]``."""
+    check_features(fake, train, what="nearest_training_images")
+    nearest = [distances(part, train).min(dim=1) for part in fake.split(BLOCK)]
+    return torch.cat([part.indices for part in nearest]), torch.cat([part.values for part in nearest])
+
+
 def nearest_training(fake: torch.Tensor, train: torch.Tensor) -> Nearest:
     """Compares samples with training images: float64 features ``[n, d]`` and ``[m, d]``, n >= 1, m >= 2.
 
     A set as far from the training images as they are from each other has a share of about 0.05. A much higher share says
     copies; a high ``largest_share`` says one picture over and over.
     """
-    check_features(fake, train, least=1, what="nearest_training")
     check_features(train, least=2, what="nearest_training (training images)")
     threshold = float(torch.quantile(kth_neighbour(train, 1), QUANTILE))
-    nearest = [distances(part, train).min(dim=1) for part in fake.split(BLOCK)]
-    values = torch.cat([part.values for part in nearest])
-    indices = torch.cat([part.indices for part in nearest])
+    indices, values = nearest_training_images(fake, train)
     return Nearest(
         share=float((values < threshold).double().mean()),
         threshold=threshold,
