@@ -317,7 +317,7 @@ def test_fits() -> None:
 
 def test_faithful_preparation_matches_an_independent_bilinear_resize() -> None:
     data = encoded(picture(3, 96, 75))
-    reference = torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)))).permute(2, 0, 1)[None].float()
+    reference = torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)[None].float()
     resized = torch.nn.functional.interpolate(
         reference, size=(SIZE, 96 * SIZE // 75), mode="bilinear", antialias=True, align_corners=False
     )
