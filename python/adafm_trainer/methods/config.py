@@ -36,6 +36,8 @@ class TrainConfig:
     """Compute type: auto takes bf16 where the device computes in it, else fp32. Parameters stay float32."""
     r1_precision: Literal["same", "fp32"] = "same"
     """Compute type of the pass the penalty differentiates twice. fp16 always takes fp32 there."""
+    layout: Literal["auto", "channels-last", "contiguous"] = "auto"
+    """Memory layout of weights and feature maps: auto takes channels-last with bf16 and fp16, contiguous with fp32."""
 
     freeze_g: int = 0
     """Generator groups frozen, counted from the image side (the m of GmDn). `adafm` modulates these groups."""

@@ -14,7 +14,7 @@ from ..methods.base import Group, Networks, TransferMethod
 from ..methods.config import TrainConfig
 from ..methods.gan_step import GanStep, StepConfig
 from ..models.config import ModelConfig
-from .precision import resolve_autocast, resolve_device
+from .precision import resolve_autocast, resolve_device, resolve_layout
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Assembly:
     step: GanStep
     device: torch.device
     autocast: torch.dtype | None
+    layout: torch.memory_format
 
     def model_state(self) -> dict[str, Tensor]:
         state = {f"generator.{k}": v for k, v in self.networks.generator.state_dict().items()}
@@ -74,8 +75,9 @@ def assemble(method: TransferMethod, networks: Networks, config: TrainConfig) ->
     """
     device = resolve_device(config.device)
     autocast = resolve_autocast(config.precision, device)
+    layout = resolve_layout(config.layout, autocast)
     for network in (networks.generator, networks.discriminator):
-        network.to(device=device, memory_format=torch.channels_last)
+        network.to(device=device, memory_format=layout)
     groups_g = method.generator_groups(networks, config)
     groups_d = method.discriminator_groups(networks, config)
     opt_g = _adam(networks.generator, groups_g, config)
@@ -96,7 +98,7 @@ def assemble(method: TransferMethod, networks: Networks, config: TrainConfig) ->
     )
     scalers = (torch.amp.GradScaler(device.type), torch.amp.GradScaler(device.type)) if half else None
     step = GanStep(networks.generator, networks.discriminator, opt_g, opt_d, average, step_config, scalers)
-    return Assembly(method, networks, [*groups_g, *groups_d], average, step, device, autocast)
+    return Assembly(method, networks, [*groups_g, *groups_d], average, step, device, autocast, layout)
 
 
 def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.optim.Adam:

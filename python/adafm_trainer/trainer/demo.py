@@ -21,7 +21,7 @@ from ..models.source import load_pair
 from ..report.report import write_report
 from .checkpoint import write_atomic
 from .evaluation import Evaluator
-from .precision import resolve_autocast, resolve_device
+from .precision import resolve_autocast, resolve_device, resolve_layout
 from .progress import Console, duration
 from .rundir import cpu_name
 from .start import start_run
@@ -108,14 +108,15 @@ def judge_source(config: TrainConfig, console: Console) -> dict:
     device = resolve_device(config.device)
     generator = build_generator(pair.cfg)
     generator.load_state_dict(pair.average_state or pair.generator_state)
-    generator.to(device=device, memory_format=torch.channels_last).eval()
+    autocast = resolve_autocast(config.precision, device)
+    generator.to(device=device, memory_format=resolve_layout(config.layout, autocast)).eval()
     images = [
         load_image_set(image_path(name), size=pair.cfg.size, channels=pair.cfg.channels).pixels
         for name in (config.eval_data, config.data)
     ]
     extractor = get_extractor(config.extractor)
     evaluator = Evaluator(extractor, images[0], "heldout", images[1], config.eval_samples, config.seed)
-    metrics = evaluator.evaluate(generator, resolve_autocast(config.precision, device), pair.meta.get("data_scale", 1.0))
+    metrics = evaluator.evaluate(generator, autocast, pair.meta.get("data_scale", 1.0))
     console.line(f"unadapted source: {evaluator.summary(metrics)}")
     return {
         "label": "unadapted source",

@@ -12,7 +12,7 @@ from ..methods import method_by_name
 from ..methods.config import TrainConfig, read_config
 from ..models.config import ModelConfig
 from .checkpoint import load_checkpoint
-from .precision import resolve_autocast, resolve_device
+from .precision import resolve_autocast, resolve_device, resolve_layout
 from .rundir import RunDirectory
 
 
@@ -41,5 +41,6 @@ def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
     generator = method_by_name(method_name).structure(model, config).generator
     generator.load_state_dict(average)
     target = resolve_device(device)
-    generator.to(device=target, memory_format=torch.channels_last).requires_grad_(False).eval()
-    return LoadedRun(generator, config, model, trainer["loop"]["step"], resolve_autocast(config.precision, target))
+    autocast = resolve_autocast(config.precision, target)
+    generator.to(device=target, memory_format=resolve_layout(config.layout, autocast)).requires_grad_(False).eval()
+    return LoadedRun(generator, config, model, trainer["loop"]["step"], autocast)

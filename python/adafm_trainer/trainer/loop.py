@@ -115,7 +115,7 @@ class Trainer:
             dither=config.dither,
             scale=config.data_scale,
         )
-        real = real.to(assembly.device, memory_format=torch.channels_last)
+        real = real.to(assembly.device, memory_format=assembly.layout)
         generator = assembly.networks.generator
         z = draw_latents(generator, config.seed, "train", step, samples).to(assembly.device)
         noise = draw_noise(generator, config.seed, "train", step, samples)

@@ -36,6 +36,13 @@ def resolve_autocast(precision: str, device: torch.device) -> torch.dtype | None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def resolve_layout(layout: str, autocast: torch.dtype | None) -> torch.memory_format:
+    """The memory format of ``--layout``; ``auto`` is channels-last wherever a 16-bit type computes."""
+    if layout == "auto":
+        layout = "contiguous" if autocast is None else "channels-last"
+    return {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}[layout]
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether ``device`` multiplies in bfloat16 rather than emulating it."""
     if device.type == "cuda":

@@ -18,7 +18,7 @@ from ..methods.base import Networks, TransferMethod
 from ..methods.config import TrainConfig, read_config, write_config
 from ..metrics.extractors import get_extractor
 from ..models.config import ModelConfig
-from ..models.source import SourcePair, load_pair
+from ..models.source import SourcePair, load_pair, save_pair
 from ..models.transfer import block_table, format_block_table
 from ..report.report import write_report
 from .assemble import Assembly, assemble
@@ -128,6 +128,33 @@ def load_data(config: TrainConfig, model: ModelConfig, say: Console) -> Data:
     return Data(images.select(kept), images.select(held), "heldout")
 
 
+def save_source(trainer: Trainer, run: RunDirectory) -> Path:
+    """Write the trained pair as a folder that --source takes: float16 weights and how they came about."""
+    environment = json.loads((run.root / "environment.json").read_text(encoding="utf-8"))
+    manifest = json.loads((run.root / "data_manifest.json").read_text(encoding="utf-8"))["training"]
+    config, networks = trainer.config, trainer.assembly.networks
+    meta = {
+        "command": environment["command"],
+        "data": {"images": manifest["count"], "sha256": manifest["sha256"]},
+        "data_scale": config.data_scale,
+        "seed": config.seed,
+        "steps": trainer.step,
+        "batch": config.batch,
+        "seconds": round(trainer.clock.wall(), 1),
+        "device": environment["cpu"] if trainer.assembly.device.type == "cpu" else environment["device"],
+        "torch": environment["torch"],
+    }
+    return save_pair(
+        run.root / "source",
+        networks.model,
+        networks.generator,
+        networks.discriminator,
+        trainer.assembly.average.module,
+        meta,
+        torch.float16,
+    )
+
+
 def _load_source(config: TrainConfig, method: TransferMethod, model: ModelConfig | None) -> SourcePair | None:
     if config.source is None:
         if method.needs_source:
@@ -186,6 +213,8 @@ def _check_data(run: RunDirectory, data: Data, allow: bool) -> None:
 def _train(trainer: Trainer, run: RunDirectory) -> Path:
     try:
         trainer.run()
+        if not trainer.assembly.method.needs_source:
+            trainer.console.line(f"source networks for --source: {save_source(trainer, run)}")
     finally:
         if run.stats.is_file():
             report = write_report(run.root)
