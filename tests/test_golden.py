@@ -1,0 +1,101 @@
+"""Golden files: every known file in the folder is recomputed from its inputs and compared key by key.
+
+The folder is ``tests/golden`` or ``$ADAFM_GOLDEN_DIR``; files of other sizes and seeds need no change here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from golden_cases import layers, networks, training
+from golden_cases.backends import BACKENDS, on_backend
+from golden_cases.compare import SENSITIVE_ABOVE, GoldenFile, differences
+from safetensors.torch import save_file
+from torch import Tensor
+
+FOLDER = Path(os.environ.get("ADAFM_GOLDEN_DIR") or Path(__file__).parent / "golden")
+CASES: dict[str, Callable[[GoldenFile], dict[str, Tensor]]] = {
+    "adafm_layer_": layers.adafm_layer,
+    "block_plain_": layers.block,
+    "block_adafm_": layers.block,
+    "head_": layers.head,
+    "gpgan_": networks.gpgan,
+    "adafm_generator": networks.adafm_generator,
+    "train_": training.train,
+    "frechet": networks.frechet,
+}
+# Cases with modulated layers run once on each backend of the op.
+MODULATED = ("adafm_layer_", "block_adafm_", "adafm_generator", "train_adafm_")
+NOT_YET_COVERED = {
+    "block_memory_": "the residual block of GAN memory",
+    "memory_": "the networks of GAN memory",
+    "minegan_": "MineGAN",
+    "biggan_": "BigGAN",
+}
+
+
+def _parameters() -> list:
+    listed = []
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        for backend in BACKENDS if path.stem.startswith(MODULATED) else ("any",):
+            listed.append(pytest.param(path, backend, id=path.stem if backend == "any" else f"{path.stem}-{backend}"))
+    return listed
+
+
+@functools.cache
+def _compute(path: Path, backend: str) -> tuple[GoldenFile, dict[str, Tensor]]:
+    golden = GoldenFile(path)
+    case = next((case for prefix, case in CASES.items() if path.stem.startswith(prefix)), None)
+    if case is None:
+        for prefix, what in NOT_YET_COVERED.items():
+            if path.stem.startswith(prefix):
+                pytest.skip(f"{prefix}* is not yet covered: {what} is not implemented")
+        pytest.fail(f"{path.name}: unknown prefix; known are {', '.join((*CASES, *NOT_YET_COVERED))}")
+    with on_backend(backend):
+        return golden, case(golden)
+
+
+def test_the_folder_exists() -> None:
+    assert FOLDER.is_dir(), f"{FOLDER} is not a folder; ADAFM_GOLDEN_DIR must name one"
+
+
+@pytest.mark.parametrize(("path", "backend"), _parameters())
+def test_golden(path: Path, backend: str) -> None:
+    golden, actual = _compute(path, backend)
+    assert not (problems := differences(golden.expected, actual)), "\n".join(problems)
+    assert not golden.unread, f"inputs that no computation reads: {golden.unread}"
+
+
+@pytest.mark.parametrize(("path", "backend"), _parameters())
+def test_a_change_of_one_percent_is_seen(path: Path, backend: str) -> None:
+    golden, actual = _compute(path, backend)
+    unseen = []
+    for key, want in golden.expected.items():
+        if not want.is_floating_point() or not want.numel() or want.abs().max() <= SENSITIVE_ABOVE:
+            continue
+        for factor in (0.99, 1.01):
+            reported = differences(golden.expected | {key: want * factor}, actual)
+            if not any(line.startswith(f"{key}:") for line in reported):
+                unseen.append(f"{key} x {factor}")
+    assert not unseen
+
+
+def test_a_key_that_nothing_computes_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "head_small_H_extra.safetensors"
+    save_file({"in.x": torch.ones(2), "in.unused": torch.ones(1), "out.more": torch.ones(1)}, path)
+    golden = GoldenFile(path)
+    golden.get("in.x")
+    assert golden.unread == ["in.unused"]
+    assert differences(golden.expected, {"out.y": torch.ones(1)}) == ["out.more: nothing computes this key"]
+
+
+def test_an_unknown_prefix_fails(tmp_path: Path) -> None:
+    path = tmp_path / "surprise_1.safetensors"
+    save_file({"in.x": torch.ones(1)}, path)
+    with pytest.raises(pytest.fail.Exception, match="unknown prefix"):
+        _compute(path, "any")
