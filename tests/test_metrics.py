@@ -100,7 +100,8 @@ def test_kid_is_not_clamped_and_blocks_do_not_change_it(monkeypatch: pytest.Monk
     x, y = features(50, 8, 1), features(40, 8, 2)
     whole = kid(x, y)
     monkeypatch.setattr("adafm_trainer.metrics.kid.BLOCK", 7)
-    assert kid(x, y).value == pytest.approx(whole.value, rel=1e-10) and kid(x, y).low == pytest.approx(whole.low, rel=1e-9)
+    assert kid(x, y).value == pytest.approx(whole.value, rel=1e-10)
+    assert kid(x, y).low == pytest.approx(whole.low, rel=1e-9)
 
 
 def test_kid_small_sets_and_scale_warning() -> None:
@@ -222,6 +223,12 @@ def test_nearest_training_share_of_honest_samples_is_about_the_percentile() -> N
     assert nearest_training(train[:50] + 1e-9, train).share == 1.0
 
 
+def test_copies_count_where_the_training_set_repeats_itself() -> None:
+    train = features(20, 4, 0).repeat(2, 1)
+    found = nearest_training(torch.cat([train[:3], features(7, 4, 1)]), train)
+    assert found.threshold == 0.0 and found.share == 0.3
+
+
 def test_diversity() -> None:
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 4.0]], dtype=torch.float64)
     assert diversity(x) == pytest.approx((5 + 4 + 3) / 3)
@@ -262,7 +269,8 @@ def test_random_v1_is_the_same_network_everywhere(random_v1: extractors.Extracto
     assert torch.equal(torch.get_rng_state(), state), "building an extractor draws nothing"
     assert again.hash == random_v1.hash == RANDOM_V1_HASH
     x = images(6, 0)
-    assert torch.equal(again(x), random_v1(x)) and random_v1(x).shape == (6, 960) and random_v1(x).dtype == torch.float64
+    assert torch.equal(again(x), random_v1(x))
+    assert random_v1(x).shape == (6, 960) and random_v1(x).dtype == torch.float64
 
 
 def test_extractor_stays_in_evaluation_mode(random_v1: extractors.Extractor) -> None:
@@ -291,8 +299,8 @@ def test_extractor_repeats_grey_and_checks_its_input(random_v1: extractors.Extra
 
 
 def test_remembered_sets_follow_the_content(random_v1: extractors.Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(random_v1.network, "forward", lambda x, f=random_v1.network.forward: calls.append(len(x)) or f(x))
+    calls, forward = [], random_v1.network.forward
+    monkeypatch.setattr(random_v1.network, "forward", lambda x: calls.append(len(x)) or forward(x))
     x = images(5, 3)
     first = random_v1.of_set(x)
     assert torch.equal(random_v1.of_set(x.clone()), first) and calls == [5]

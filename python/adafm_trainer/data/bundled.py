@@ -11,8 +11,10 @@ NAMES = ("open-peeps-train", "open-peeps-heldout", "notionists-train", "notionis
 
 
 def bundled(name: str) -> Path:
-    """Path of a bundled set, a zip of PNG files for ``load_image_set``: "open-peeps-train" (100 images), "open-peeps-heldout"
-    (500 others), and the same two of "notionists". What a set holds and how it was made stands in the JSON file beside it.
+    """Path of a bundled set, a zip of PNG files for ``load_image_set``.
+
+    Names: "open-peeps-train" (100 images), "open-peeps-heldout" (500 others), and the same two of "notionists". What a
+    set holds and how it was made stands in the JSON file beside it. Raises UsageError for another name.
     """
     if name not in NAMES:
         raise UsageError(f"no bundled image set is called {name!r}; there are: {', '.join(NAMES)}")

@@ -15,7 +15,11 @@ from adafm_trainer.errors import UsageError
 
 FITS = ("crop", "pad", "stretch")
 ALPHAS = ("white", "black", "drop", "error")
-FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 # An explicit list keeps Pillow from trying formats that start other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # The shorter side may be magnified up to this often; less than that is an icon or a tracking pixel, not a picture.
@@ -65,7 +69,7 @@ class Decoded:
 
 
 def decode(data: bytes, settings: DecodeSettings) -> Decoded:
-    """Decodes one file. Raises BadImage with the reason for a file that is damaged, too large, too small or unsupported."""
+    """Decodes one file. Raises BadImage for a file that is damaged, too large, too small or of an unknown format."""
     if not data:
         raise BadImage("empty file")
     try:
@@ -127,8 +131,7 @@ def _fit(image: Image.Image, settings: DecodeSettings) -> Image.Image:
         return image.resize((size, size), filter_)
     if settings.fit == "pad":
         scaled = image.resize(_scaled(width, height, size / max(width, height)), filter_)
-        ground = 0 if settings.alpha == "black" else 255
-        canvas = Image.new(image.mode, (size, size), (ground,) * settings.channels if settings.channels == 3 else ground)
+        canvas = Image.new(image.mode, (size, size), "black" if settings.alpha == "black" else "white")
         canvas.paste(scaled, ((size - scaled.width) // 2, (size - scaled.height) // 2))
         return canvas
     # Longer side truncated, offsets rounded: the arithmetic of the usual resize-then-centre-crop transform.

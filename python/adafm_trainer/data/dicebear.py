@@ -5,7 +5,8 @@ of PNG files plus a JSON file beside it that says where the drawings come from a
 style are made disjoint by seed ranges, and by ``exclude`` also image by image, because a style has few enough parts for
 two seeds to give the same picture.
 
-Needs the extra ``study``. Run as ``python -m adafm_trainer.data.dicebear --style open-peeps --count 100 --output a.zip``.
+Needs the extra ``study``. Run as
+``python -m adafm_trainer.data.dicebear --style open-peeps --count 100 --output open-peeps.zip``.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ def _require_packages() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError as error:
             pins = " ".join(f"{n}=={v}" for n, v in PACKAGES.items())
-            raise UsageError(f"rendering avatars needs {name}: install the extra 'study' or: pip install {pins}") from error
+            raise UsageError(f"avatars need {name}: install the extra 'study' or: pip install {pins}") from error
         if found[name] != wanted:
-            raise UsageError(f"{name} is {found[name]}, but renders repeat only with {wanted}: pip install {name}=={wanted}")
+            raise UsageError(
+                f"{name} is {found[name]}, but renders repeat only with {wanted}: pip install {name}=={wanted}"
+            )
     return found
 
 
@@ -173,8 +176,8 @@ def write_set(
     for info in infos:
         if not info.licence.startswith("CC0") and not other_licences:
             raise UsageError(
-                f"style {info.style!r} is under {info.licence!r}, not CC0: choose another, or pass --other-licences and "
-                f"give {info.author} the credit its licence asks for"
+                f"style {info.style!r} is under {info.licence!r}, not CC0: choose another, or pass "
+                f"--other-licences and give {info.author} the credit its licence asks for"
             )
     excluded: set[bytes] = set().union(*(_hashes_in(p) for p in exclude))
     records, digest = [], hashlib.sha256()

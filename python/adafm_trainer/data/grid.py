@@ -24,7 +24,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def make_grid(images: torch.Tensor, columns: int | None = None, scale: int = 1) -> np.ndarray:
-    """Lays ``[N, C, H, W]`` images (C 1 or 3, float in [-1, 1] or uint8) out row by row: uint8 ``[rows*H, columns*W, 3]``.
+    """Lays images out row by row: ``[N, 1 or 3, H, W]``, float in [-1, 1] or uint8 -> uint8 ``[rows*H, columns*W, 3]``.
 
     ``columns`` defaults to the smallest square that holds all; cells left over are white. ``scale`` repeats pixels.
     """

@@ -146,9 +146,9 @@ def load_image_set(
 ) -> ImageSet:
     """Reads every image below a folder or in a zip, in order of its name, as uint8 ``[channels, size, size]``.
 
-    fit: "crop", "pad" or "stretch"; alpha: "white", "black", "drop" or "error"; resample: "lanczos", "bilinear" (what the
-    authors used) or "bicubic"; see ``DecodeSettings``. Rotation marks of cameras are obeyed; grey, palette, CMYK and
-    16-bit files are converted. A file that cannot serve is set aside with its reason in ``manifest["rejects"]``.
+    fit: "crop", "pad" or "stretch"; alpha: "white", "black", "drop" or "error"; resample: "lanczos", "bilinear" (what
+    the authors used) or "bicubic"; see ``DecodeSettings``. Rotation marks of cameras are obeyed; grey, palette, CMYK
+    and 16-bit files are converted. A file that cannot serve is set aside with its reason in ``manifest["rejects"]``.
     Decoded once into memory where the set needs at most ``memory_limit`` bytes, otherwise on demand.
     ``progress(done, total)`` is called now and then. Raises DataError where there is no image, or where more than
     ``max_bad_share`` of the files were set aside.
@@ -162,8 +162,8 @@ def load_image_set(
     records: list[dict] = []
     rejects: list[dict] = []
     pixels = np.empty((len(source.names) if keep else 0, channels, size, size), np.uint8)
-    # Pillow warns about damaged metadata and large sizes; what matters of that is in the rejects. The filter is set here,
-    # outside the worker threads, because it belongs to the whole process.
+    # Pillow warns about damaged metadata and large sizes; what matters of that is in the rejects. The filter is set
+    # here, outside the worker threads, because it belongs to the whole process.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for row in _decode_all(source, settings, progress):
@@ -188,8 +188,9 @@ def load_image_set(
         "images": records,
     }
     manifest["sha256"] = _fingerprint(manifest)
-    store = _Resident(torch.from_numpy(pixels[: len(names)])) if keep else _OnDemand(source, names, settings, memory_limit)
-    return ImageSet(names, store, manifest)
+    if keep:
+        return ImageSet(names, _Resident(torch.from_numpy(pixels[: len(names)])), manifest)
+    return ImageSet(names, _OnDemand(source, names, settings, memory_limit), manifest)
 
 
 def _decode_all(

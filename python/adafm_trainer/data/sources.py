@@ -41,7 +41,7 @@ def _is_image(name: str) -> bool:
 
 
 class FolderSource:
-    """Image files anywhere below a folder, sorted by their path relative to it. Links are followed, each folder once."""
+    """Image files anywhere below a folder, sorted by their relative path. Links are followed, each folder once."""
 
     kind = "folder"
 
@@ -135,6 +135,7 @@ def open_source(path: Path) -> FileSource:
         raise DataError(f"{path} does not exist: give a folder of images or a zip of images")
     if not source.names:
         raise DataError(
-            f"{path} holds no images: looked for {', '.join(SUFFIXES)} at any depth and passed over {source.ignored} other files"
+            f"{path} holds no images: looked for {', '.join(SUFFIXES)} at any depth "
+            f"and passed over {source.ignored} other files"
         )
     return source

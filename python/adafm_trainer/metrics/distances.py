@@ -8,7 +8,7 @@ BLOCK = 2048
 
 
 def check_features(x: torch.Tensor, y: torch.Tensor | None = None, *, least: int = 1, what: str = "metric") -> None:
-    """Raises TypeError or ValueError unless x (and y) are finite float64 ``[N, d]`` of one d with at least ``least`` rows."""
+    """Raises TypeError or ValueError unless x and y are finite float64 ``[N, d]`` of one d, N at least ``least``."""
     for name, rows in (("x", x), ("y", y)):
         if rows is None:
             continue
@@ -23,7 +23,9 @@ def check_features(x: torch.Tensor, y: torch.Tensor | None = None, *, least: int
             bad = int((~torch.isfinite(rows).all(dim=1)).sum())
             raise ValueError(f"{what}: {bad} of {len(rows)} feature rows in {name} hold NaN or infinity")
     if y is not None and x.shape[1] != y.shape[1]:
-        raise ValueError(f"{what}: features have {x.shape[1]} and {y.shape[1]} dimensions: they come from different extractors")
+        raise ValueError(
+            f"{what}: features have {x.shape[1]} and {y.shape[1]} dimensions: they come from different extractors"
+        )
 
 
 def distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,10 @@ def evaluate(
     train: torch.Tensor | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, dict]:
-    """Measures generated against real images. Each set is uint8 images ``[N, C, H, W]``, or what ``extractor`` made of them:
-    float64 features ``[N, d]``. Features of images in ``real`` and ``train`` are computed once and remembered.
+    """Measures generated against real images.
+
+    Each set is uint8 images ``[N, C, H, W]``, or what ``extractor`` made of them: float64 features ``[N, d]``.
+    Features of images in ``real`` and ``train`` are computed once and remembered.
 
     Returns ``{name: MetricValue.to_json()}`` for kid, fd (Frechet), precision, recall, density, coverage and diversity,
     and with ``train`` (the training images) nearest_share and nearest_largest_share. ``split`` says what ``real`` is:
@@ -61,7 +63,7 @@ def evaluate(
             wanted = PRECISION_K if name in ("precision", "recall") else DENSITY_K
             used = {"precision": scores.precision_k, "recall": scores.recall_k}.get(name, scores.density_k)
             if used != wanted:
-                log(f"{name}: {used} neighbours instead of {wanted}, because there are only {m} real and {n} generated images")
+                log(f"{name}: {used} neighbours instead of {wanted}, with {m} real and {n} generated images")
             values[name] = MetricValue(getattr(scores, name), note=f"k={used}")
     else:
         log(f"precision, recall, density, coverage left out: they need 3 images on each side, got {n} and {m}")

