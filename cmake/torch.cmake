@@ -18,6 +18,7 @@ endif()
 message(STATUS "torch headers: ${ADAFM_TORCH_HEADERS}")
 
 add_library(adafm SHARED csrc/binding.cpp)
+target_compile_options(adafm PRIVATE "-fmacro-prefix-map=${ADAFM_TORCH_DIR}/include/=")
 target_compile_definitions(adafm PRIVATE TORCH_TARGET_VERSION=0x020B000000000000)
 target_include_directories(adafm SYSTEM PRIVATE "${ADAFM_TORCH_DIR}/include")
 target_compile_options(adafm PRIVATE -Wall -Wextra)
