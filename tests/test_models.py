@@ -138,7 +138,7 @@ def test_images_logits_and_gradients(cfg: ModelConfig) -> None:
     logits = discriminator(image, y)
     assert logits.shape == (3,)
     logits.sum().backward()
-    without = [n for net in (generator, discriminator) for n, p in net.named_parameters() if p.grad is None]
+    without = [n for net in (generator, discriminator) for n, p in net.named_parameters() if p.requires_grad == (p.grad is None)]
     assert without == []
 
 
@@ -400,14 +400,16 @@ def test_a_distilled_head_comes_closer_to_the_source_and_touches_nothing_else() 
     before = {n: p.detach().clone() for n, p in target.named_parameters()}
     flags = {n: p.requires_grad for n, p in target.named_parameters()}
     errors: list[float] = []
-    last = distil_head(target, source, steps=40, batch=16, progress=lambda done, steps, error: errors.append(error))
-    assert last == errors[-1] < 0.7 * errors[0]
+    settings = {"steps": 60, "batch": 16, "lr": 2e-2}
+    last = distil_head(target, source, **settings, progress=lambda done, steps, error: errors.append(error))
+    # 1 is the error of a head that puts out the source's mean whatever the latent.
+    assert last == errors[-1] < 0.75 < errors[0]
     assert {n: p.requires_grad for n, p in target.named_parameters()} == flags
     assert all(p.grad is None for p in target.parameters())
     for name, parameter in target.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in head), name
     again, _ = build(cfg)
-    assert distil_head(again, source, steps=40, batch=16) == last
+    assert distil_head(again, source, **settings) == last
     with pytest.raises(ValueError, match="latents of 5, the source of 6"):
         distil_head(target, build_generator(dataclasses.replace(source.cfg, z_dim=6)))
 
@@ -424,9 +426,9 @@ def test_autocast_leaves_the_stream_behind_small_h_in_float32(small_h: str) -> N
     plain = generator.pre_tanh(z, noise=noise)
     with torch.autocast("cpu", torch.bfloat16):
         half = generator.pre_tanh(z, noise=noise)
-    wide = ["small_H", "resnet.4", "resnet.6", "resnet.8", "resnet.4.conv_s", "conv_img"]
+    wide = ["small_H", "resnet.6", "resnet.8", "resnet.6.conv_s", "conv_img"]
     assert {name: seen[name] for name in wide} == dict.fromkeys(wide, torch.float32)
-    assert {seen[f"resnet.{i}.conv_{j}"] for i in (4, 6, 8) for j in (0, 1)} == {torch.bfloat16}
+    assert {seen[f"resnet.{i}.conv_{j}"] for i in (6, 8) for j in (0, 1)} == {torch.bfloat16}
     assert (half - plain).abs().max() / plain.abs().max() < 0.05
 
 

@@ -22,7 +22,7 @@ def adafm_layer(golden: GoldenFile) -> dict[str, Tensor]:
     transposed = golden.config["op"] == "convT"
     kind, channels = (AdaFMConvTranspose2d, weight.shape[:2]) if transposed else (AdaFMConv2d, weight.shape[1::-1])
     layer = kind(*channels, tuple(weight.shape[2:]), stride=golden.config["stride"], padding=golden.config["pad"])
-    layer.to(weight.dtype)
+    layer.to(weight.dtype).requires_grad_(True)
     state = {name: golden.get(f"in.{name}") for name in ("bias", "gamma", "beta")}
     layer.load_state_dict({"weight": weight, **state})
     y = layer(x)
@@ -36,7 +36,8 @@ def block(golden: GoldenFile) -> dict[str, Tensor]:
     if golden.config["kind"] == "adafm":
         from adafm_kernels.nn import AdaFMConv2d as convolution
     x = golden.get("in.x").requires_grad_()
-    module = ResBlock(golden.config["fin"], golden.config["fout"], conv=convolution).to(x.dtype)
+    module = ResBlock(golden.config["fin"], golden.config["fout"], conv=convolution)
+    module.to(x.dtype).requires_grad_(True)
     module.load_state_dict(state_from_reference(golden.under("in.param.")))
     y = module(x)
     names = {to_reference(name): parameter for name, parameter in module.named_parameters()}

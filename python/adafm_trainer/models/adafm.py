@@ -18,9 +18,9 @@ from adafm_kernels.nn import AdaFMConv2d
 from ..keyed import normal
 from .blocks import ResBlock, lrelu, register, upsample
 from .config import ModelConfig
-from .gpgan import Generator, channels_last, check_noise, image_convolution, join_stage, run_stages
+from .gpgan import Generator, check_noise, image_convolution, layout, run_stages
 from .head import SmallH, StyleBlock, StyleNetwork
-from .plan import Plan, generator_plan
+from .plan import generator_plan, join_shape, join_stage
 
 _CALIBRATION_LATENTS = 256
 
@@ -80,22 +80,14 @@ class AdaFMGenerator(nn.Module):
         check_noise(noise, self.noise_shapes)
         style = self.style(z)
         h = self.small_fc(z).view(-1, self.join_width, self.s0, self.s0)
-        memory_format = torch.channels_last if channels_last(self) else torch.contiguous_format
-        h = h.contiguous(memory_format=memory_format)
+        h = h.contiguous(memory_format=layout(self))
         for k, name in enumerate(self.style_blocks):
             h = self.get_submodule(name)(h, style, (noise[2 * k], noise[2 * k + 1]))
-        return self.small_H(h).contiguous(memory_format=memory_format)
+        return self.small_H(h)
 
     def style(self, z: Tensor) -> Tensor:
         """Style vector ``[B, style_dim]``."""
         return self.small_style(z)
-
-
-def join_shape(plan: Plan, keep: int) -> tuple[int, int]:
-    """Channels and side of the map that enters the ``keep`` image-side groups of a generator."""
-    first = join_stage(plan, keep)
-    width = plan.stages[first][0].fin if first < len(plan.stages) else plan.image_width
-    return width, plan.side * 2 ** max(first - 1, 0)
 
 
 def head_side(s0: int | None, join_side: int) -> int:

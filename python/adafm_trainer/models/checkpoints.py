@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import SourceError
 from .config import GPGAN_FAMILIES, SIDE_FACTORS, ModelConfig
 from .names import state_from_reference
+from .plan import Plan, discriminator_plan, generator_plan, join_shape
 
 NETWORKS = ("generator", "discriminator", "generator_test")
 _WIDTH_UNITS = {"resnet2": 16, "resnet3": 32, "resnet4": 16}
@@ -98,15 +99,18 @@ def infer_config(arch: str, networks: Mapping[str, Mapping[str, Tensor]], base: 
         base: family of the source, for arch adafm.
 
     Raises:
+        ValueError: an unknown ``arch``.
         SourceError: a tensor that tells a size is absent, or the sizes do not belong to ``arch``.
     """
     generator = networks.get("generator", networks.get("generator_test"))
     if generator is None:
         raise SourceError("the checkpoint holds no generator, so the sizes of its networks cannot be told")
     discriminator = networks.get("discriminator")
+    if arch not in (*GPGAN_FAMILIES, "adafm"):
+        raise ValueError(f"arch is {arch!r}; expected one of {', '.join((*GPGAN_FAMILIES, 'adafm'))}")
     try:
         if arch == "adafm":
-            return _infer_adafm(generator, base)
+            return _infer_adafm(generator, discriminator, base)
         return _infer_gpgan(arch, generator, discriminator)
     except KeyError as error:
         raise SourceError(f"the generator has no {error.args[0]}; is it really of --arch {arch}?") from error
@@ -162,7 +166,7 @@ def _read_pickle(path: Path) -> Any:
                 "Only checkpoints of plain state dictionaries are read"
             ) from error
         raise SourceError(f"{path} cannot be read as a checkpoint: {error}") from error
-    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise SourceError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
 
 
@@ -180,64 +184,69 @@ def _describe(value: Any) -> str:
     if isinstance(value, Mapping) and "param_groups" in value:
         return "optimizer state"
     if isinstance(value, (bool, int, float, str)):
-        return repr(value)
+        return str(value)
     return type(value).__name__
 
 
 def _infer_gpgan(
     arch: str, generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None
 ) -> ModelConfig:
-    if arch not in GPGAN_FAMILIES:
-        raise ValueError(f"unknown family {arch!r}; expected one of {', '.join((*GPGAN_FAMILIES, 'adafm'))}")
     channels, nf = generator["conv_img.weight"].shape[:2]
     rows, columns = generator["fc.weight"].shape
     nlabels, embed = generator["embedding.weight"].shape if "embedding.weight" in generator else (1, 0)
     if not embed and discriminator is not None:
         nlabels = discriminator["fc.weight"].shape[0]
-    nf_max = None
     if arch == "resnet":
         blocks = [int(found.group(1)) for name in generator if (found := re.match(r"resnet\.(\d+)\.", name))]
-        levels = max(blocks, default=0) // 2
-        size, width = 4 * 2**levels, rows // 16
-        full = nf * 2**levels
-        # One limit describes both networks; None is 512 in the generator and 1024 in the discriminator.
-        wide = None if discriminator is None else discriminator["fc.weight"].shape[1] // 16
-        if width < full and not (width == 512 and wide == min(full, 1024) and wide != 512):
-            nf_max = width
+        size = 4 * 2 ** (max(blocks, default=0) // 2)
     else:
         size = SIDE_FACTORS[arch] * _square_side(rows, _WIDTH_UNITS[arch] * nf, "fc.weight")
-    return ModelConfig(arch, size, channels, nf, nf_max, columns - embed, embed, nlabels)
+    cfg = ModelConfig(arch, size, channels, nf, None, columns - embed, embed, nlabels)
+    if arch == "resnet":
+        return _with_limit(cfg, lambda plan: plan.width, rows // 16, discriminator)
+    return cfg
 
 
-def _infer_adafm(generator: Mapping[str, Tensor], base: str) -> ModelConfig:
+def _infer_adafm(
+    generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None, base: str
+) -> ModelConfig:
     channels, nf = generator["conv_img.weight"].shape[:2]
     style_dim, z_dim = generator["small_style.1.linear.weight"].shape
     nlabels, embed = generator["small_embedding.weight"].shape if "small_embedding.weight" in generator else (1, 0)
     join_width, join_side = generator["small_H.weight"].shape[1], generator["small_H.norm.weight"].shape[0]
     stages = {found.group(1) for name in generator if (found := re.match(r"resnet[._](\d+)[._]", name))}
-    kept = len(stages)
+    keep = len(stages) + 1
     # One doubling before each kept stage, except before the network's very first; resnet3 doubles once more at the end.
-    doublings = kept - ("0" in stages) + (base == "resnet3")
-    return ModelConfig(
+    doublings = len(stages) - ("0" in stages) + (base == "resnet3")
+    cfg = ModelConfig(
         arch="adafm",
         size=join_side * 2**doublings,
         channels=channels,
         nf=nf,
-        nf_max=_kept_limit(generator, base, nf, kept),
         z_dim=z_dim,
         embed=embed,
         nlabels=nlabels,
         base=base,
-        keep=kept + 1,
+        keep=keep,
         style_dim=style_dim,
         s0=_square_side(generator["small_fc.weight"].shape[0], join_width, "small_fc.weight"),
     )
+    if base == "resnet":
+        return _with_limit(cfg, lambda plan: join_shape(plan, keep)[0], join_width, discriminator)
+    return cfg
 
 
-def _kept_limit(generator: Mapping[str, Tensor], base: str, nf: int, kept: int) -> int | None:
-    width = generator["small_H.weight"].shape[1]
-    # The last block of family resnet keeps its width, so `kept` blocks reach nf * 2^(kept - 1) unless limited.
-    return width if base == "resnet" and kept and width < nf * 2 ** (kept - 1) else None
+def _with_limit(
+    cfg: ModelConfig, width_of: Callable[[Plan], int], width: int, discriminator: Mapping[str, Tensor] | None
+) -> ModelConfig:
+    """``cfg`` of family resnet with the width limit that gives both networks the widths found; the default comes first."""
+    wide = width if discriminator is None else discriminator["fc.weight"].shape[1] // 16
+    for nf_max in (None, width, wide):
+        limited = dataclasses.replace(cfg, nf_max=nf_max)
+        fits = discriminator is None or discriminator_plan(limited).width == wide
+        if fits and width_of(generator_plan(limited)) == width:
+            return limited
+    return dataclasses.replace(cfg, nf_max=width)
 
 
 def _square_side(rows: int, width: int, name: str) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .blocks import ResBlock, downsample, lrelu, register, upsample
 from .config import ModelConfig
-from .plan import Plan, discriminator_plan, generator_plan
+from .plan import Plan, discriminator_plan, generator_plan, join_stage
 
 
 class Generator(nn.Module):
@@ -47,8 +47,6 @@ class Generator(nn.Module):
         """The map that enters the ``keep`` image-side groups (before the upsampling that precedes them)."""
         first = join_stage(self.plan, keep)
         h = self.fc(self._input(z, y)).view(-1, self.plan.width, self.plan.side, self.plan.side)
-        if channels_last(self):
-            h = h.contiguous(memory_format=torch.channels_last)
         return run_stages(self, self.plan, h, 0, first)
 
     def from_join(self, h: Tensor, keep: int) -> Tensor:
@@ -115,19 +113,14 @@ def build_discriminator(cfg: ModelConfig) -> Discriminator:
     return Discriminator(cfg)
 
 
-def join_stage(plan: Plan, keep: int) -> int:
-    """Index of the first stage that belongs to the ``keep`` image-side groups; group 1 is ``conv_img`` alone."""
-    stages = len(plan.stages)
-    if not 1 <= keep <= stages + 1:
-        raise ValueError(f"keep is {keep}; this generator can keep 1 to {stages + 1} groups from the image side")
-    return stages - keep + 1
-
-
 def run_stages(module: nn.Module, plan: Plan, h: Tensor, first: int, end: int) -> Tensor:
-    """Stages ``first`` to ``end - 1`` of a generator, each but stage 0 preceded by upsampling."""
+    """Stages ``first`` to ``end - 1`` of a generator, each but stage 0 preceded by upsampling.
+
+    Every stage's input is put into the layout of the weights: maps of one pixel forget theirs.
+    """
+    memory_format = layout(module)
     for t in range(first, end):
-        if t:
-            h = upsample(h)
+        h = (upsample(h) if t else h).contiguous(memory_format=memory_format)
         for block in plan.stages[t]:
             h = module.get_submodule(block.name)(h)
     return h
@@ -138,12 +131,12 @@ def image_convolution(plan: Plan, fin: int, fout: int) -> nn.Conv2d:
     return nn.Conv2d(fin, fout, plan.image_kernel, padding=plan.image_kernel // 2)
 
 
-def channels_last(module: nn.Module) -> bool:
-    """Whether a network's weights lie in channels-last order: its first 3x3 or larger filter that tells decides."""
+def layout(module: nn.Module) -> torch.memory_format:
+    """Memory format of a network's weights: its first filter whose strides tell decides."""
     for parameter in module.parameters():
         if parameter.dim() == 4 and parameter.shape[1] > 1 and parameter.shape[2] > 1:
-            return not parameter.is_contiguous()
-    return False
+            return torch.contiguous_format if parameter.is_contiguous() else torch.channels_last
+    return torch.contiguous_format
 
 
 def labels(like: Tensor, y: Tensor | None) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from .config import ModelConfig
-from .gpgan import Discriminator, join_stage
-from .plan import discriminator_plan, generator_plan
+from .gpgan import Discriminator
+from .plan import discriminator_plan, generator_plan, join_stage
 
 Groups = list[tuple[str, list[str]]]
 

@@ -87,5 +87,20 @@ def discriminator_plan(cfg: ModelConfig) -> Plan:
     return Plan(side, widths[-1], tuple(stages), _IMAGE_KERNELS[family], resample_first=family == "resnet3")
 
 
+def join_stage(plan: Plan, keep: int) -> int:
+    """Index of the first stage that belongs to the ``keep`` image-side groups; group 1 is ``conv_img`` alone."""
+    stages = len(plan.stages)
+    if not 1 <= keep <= stages + 1:
+        raise ValueError(f"keep is {keep}; this generator can keep 1 to {stages + 1} groups from the image side")
+    return stages - keep + 1
+
+
+def join_shape(plan: Plan, keep: int) -> tuple[int, int]:
+    """Channels and side of the map that enters the ``keep`` image-side groups of a generator."""
+    first = join_stage(plan, keep)
+    width = plan.stages[first][0].fin if first < len(plan.stages) else plan.image_width
+    return width, plan.side * 2 ** max(first - 1, 0)
+
+
 def _levels(cfg: ModelConfig) -> int:
     return cfg.size.bit_length() - 3

@@ -104,17 +104,9 @@ def modulate_blocks(generator: nn.Module, cfg: ModelConfig, count: int) -> list[
         for leaf in ("conv_0", "conv_1"):
             layer = getattr(block, leaf)
             if not isinstance(layer, AdaFMConv2d):
-                setattr(block, leaf, modulated_layer(layer))
+                setattr(block, leaf, AdaFMConv2d.from_module(layer, freeze=False))
             modulated.append(f"{name}.{leaf}")
     return modulated
-
-
-def modulated_layer(layer: nn.Conv2d) -> AdaFMConv2d:
-    """The AdaFM form of a convolution, at identity, with the ``requires_grad`` of its parameters."""
-    adapted = AdaFMConv2d.from_module(layer)
-    for leaf, parameter in layer.named_parameters():
-        getattr(adapted, leaf).requires_grad_(parameter.requires_grad)
-    return adapted
 
 
 def adapter_parameters(module: nn.Module) -> list[str]:
