@@ -23,8 +23,8 @@ def prepare(
 
     flip: mirror each image with probability 1/2. dither: noise U[0, 1) / 128 per element, as the authors have it, so it
     is not centred and values may exceed 1 by up to 1/128; without it the noise is 0. Both draws are keyed by (seed,
-    step, entry of ``sample_indices``), one entry per image: splitting a batch does not change them. ``scale`` below 1 keeps
-    flat white or black regions away from the saturated ends of a tanh.
+    step, entry of ``sample_indices``), one entry per image: splitting a batch does not change them. ``scale`` below 1
+    keeps flat white or black regions away from the saturated ends of a tanh.
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise TypeError(f"pixels must be uint8 [N, C, H, W], got {pixels.dtype} {tuple(pixels.shape)}")
