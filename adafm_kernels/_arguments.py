@@ -92,8 +92,12 @@ def over_pairs(parameter: Tensor | None, weight: Tensor) -> Tensor | None:
     """gamma or beta as ``[O, I]`` in the type the op computes in; a view where the type allows it."""
     if parameter is None:
         return None
-    pairs = parameter.reshape(parameter.shape[:2]).expand(weight.shape[:2])
-    return pairs.to(accumulation_type(weight))
+    pairs, wide = weight.shape[:2], accumulation_type(weight)
+    if parameter.dim() > 2:
+        parameter = parameter.reshape(parameter.shape[:2])
+    if parameter.shape != pairs:
+        parameter = parameter.expand(pairs)
+    return parameter if parameter.dtype == wide else parameter.to(wide)
 
 
 def dense(tensor: Tensor) -> Tensor:
