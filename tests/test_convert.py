@@ -94,7 +94,9 @@ def test_a_published_checkpoint_becomes_a_source(tmp_path, capsys, cfg: ModelCon
 
 
 @pytest.mark.parametrize(
-    "present", [("generator",), ("generator_test",), ("generator", "discriminator"), ("generator_test", "discriminator")]
+    "present",
+    [("generator",), ("generator_test",), ("generator", "discriminator"), ("generator_test", "discriminator")],
+    ids="+".join,
 )
 def test_networks_may_be_absent(tmp_path, capsys, present: tuple[str, ...]) -> None:
     cfg, entries = CONFIGS[2], published(CONFIGS[2])
@@ -155,7 +157,8 @@ def test_a_damaged_file_is_named(tmp_path, name: str, content: bytes) -> None:
 def test_files_that_are_no_checkpoints_are_named(tmp_path) -> None:
     with pytest.raises(SourceError, match="no such file"):
         read_checkpoint(tmp_path / "absent.pt")
-    for content, message in (([1, 2], "holds a list"), ({"it": 3}, "holds no generator"), ({"generator": 3}, "'generator'")):
+    refused = (([1, 2], "holds a list"), ({"it": 3}, "holds no generator"), ({"generator": 3}, "'generator'"))
+    for content, message in refused:
         torch.save(content, tmp_path / "net.pt")
         with pytest.raises(SourceError, match=message):
             read_checkpoint(tmp_path / "net.pt")
@@ -228,8 +231,8 @@ def test_limits_of_family_resnet_are_told_from_both_networks() -> None:
     wide = ModelConfig("resnet", 256, nf=16)
     for cfg in (wide, dataclasses.replace(wide, nf_max=512), dataclasses.replace(wide, nf_max=64)):
         with torch.device("meta"):
-            networks = {"generator": build_generator(cfg).state_dict(), "discriminator": build_discriminator(cfg).state_dict()}
-        assert infer_config("resnet", networks) == cfg
+            generator, discriminator = build_generator(cfg).state_dict(), build_discriminator(cfg).state_dict()
+        assert infer_config("resnet", {"generator": generator, "discriminator": discriminator}) == cfg
 
 
 def test_loading_leaves_other_tensors_alone() -> None:

@@ -42,8 +42,12 @@ NOT_YET_COVERED = {
 def _parameters() -> list:
     listed = []
     for path in sorted(FOLDER.glob("*.safetensors")):
-        for backend in BACKENDS if path.stem.startswith(MODULATED) else ("any",):
-            listed.append(pytest.param(path, backend, id=path.stem if backend == "any" else f"{path.stem}-{backend}"))
+        if not path.stem.startswith(MODULATED):
+            listed.append(pytest.param(path, "any", id=path.stem))
+            continue
+        for backend in BACKENDS:
+            marks = [pytest.mark.triton] if backend == "triton" else []
+            listed.append(pytest.param(path, backend, id=f"{path.stem}-{backend}", marks=marks))
     return listed
 
 

@@ -32,7 +32,9 @@ SMALL = {
     "resnet2": ModelConfig("resnet2", 32, nf=2, z_dim=5, embed=3, nlabels=4),
     "resnet3": ModelConfig("resnet3", 64, nf=1, z_dim=5, embed=1, channels=1),
     "resnet4": ModelConfig("resnet4", 64, nf=1, z_dim=5, embed=1),
-    "adafm": ModelConfig("adafm", 64, nf=2, z_dim=5, base="resnet", nf_max=8, keep=3, style_dim=6, small_h="calibrated"),
+    "adafm": ModelConfig(
+        "adafm", 64, nf=2, nf_max=8, z_dim=5, base="resnet", keep=3, style_dim=6, small_h="calibrated"
+    ),
 }
 
 
@@ -96,7 +98,7 @@ def test_counts_of_the_published_adafm_model(z_dim: int, total: int, head: int) 
 
 @pytest.mark.parametrize(
     ("arch", "size", "sides"),
-    [("resnet", 48, "8, 16, 32"), ("resnet2", 48, "32, 64, 96"), ("resnet3", 96, "64, 128"), ("resnet4", 32, "64, 128")],
+    [("resnet", 48, "8, 16"), ("resnet2", 48, "32, 64, 96"), ("resnet3", 96, "64, 128"), ("resnet4", 32, "64, 128")],
 )
 def test_a_side_the_family_cannot_make_names_those_it_can(arch: str, size: int, sides: str) -> None:
     with pytest.raises(ValueError, match=f"size is {size}.*{sides}"):
@@ -110,6 +112,9 @@ def test_a_side_the_family_cannot_make_names_those_it_can(arch: str, size: int, 
         ({"channels": 2}, "channels is 2"),
         ({"embed": -1}, "embed is -1"),
         ({"nf": 0}, "nf is 0"),
+        ({"nf": 16, "nf_max": 8}, "nf_max is 8; it must be at least nf, 16"),
+        ({"s0": 0}, "s0 is 0"),
+        ({"small_h": "large"}, "small_h is 'large'"),
         ({"base": "resnet"}, "belongs to arch adafm"),
         ({"arch": "adafm"}, "base is None"),
     ],
@@ -138,8 +143,8 @@ def test_images_logits_and_gradients(cfg: ModelConfig) -> None:
     logits = discriminator(image, y)
     assert logits.shape == (3,)
     logits.sum().backward()
-    without = [n for net in (generator, discriminator) for n, p in net.named_parameters() if p.requires_grad == (p.grad is None)]
-    assert without == []
+    for network in (generator, discriminator):
+        assert [n for n, p in network.named_parameters() if p.requires_grad == (p.grad is None)] == []
 
 
 @pytest.mark.parametrize("cfg", SMALL.values(), ids=SMALL)
@@ -362,17 +367,21 @@ def test_noise_is_drawn_afresh_or_taken() -> None:
         assert torch.equal(generator(z, noise=noise), generator(z, noise=noise))
 
 
-@pytest.mark.parametrize(("keep", "s0", "shapes"), [(2, 4, 6), (4, 2, 4), (4, 8, 0), (5, None, 2), (6, None, 0)])
-def test_the_head_reaches_any_join(keep: int, s0: int | None, shapes: int) -> None:
-    cfg = ModelConfig("adafm", 64, nf=2, z_dim=3, base="resnet", keep=keep, s0=s0, style_dim=4)
-    if shapes == 0 and s0 is not None:
-        with pytest.raises(ValueError, match="s0 is 8; for a join at side 8 it must be one of 1, 2, 4"):
-            build_generator(cfg)
-        return
-    generator, _ = build(cfg)
+@pytest.mark.parametrize(("keep", "s0", "blocks"), [(2, None, 3), (2, 1, 5), (4, 2, 2), (5, None, 1), (6, None, 1)])
+def test_the_head_reaches_any_join(keep: int, s0: int | None, blocks: int) -> None:
+    generator, _ = build(ModelConfig("adafm", 64, nf=2, z_dim=3, base="resnet", keep=keep, s0=s0, style_dim=4))
     assert generator(torch.randn(2, 3)).shape == (2, 3, 64, 64)
-    assert len(generator.noise_shapes) == (shapes or 2)
-    assert all(p.grad is None for p in generator.parameters())
+    assert generator.style_blocks == tuple(f"small_net_{k + 2}" for k in range(blocks))
+    assert len(generator.noise_shapes) == 2 * blocks
+    assert generator.noise_shapes[-1] == (generator.join_side, generator.join_side)
+
+
+def test_a_head_that_cannot_reach_its_join_names_the_sides_it_can_start_from() -> None:
+    for s0 in (3, 8, 16):
+        with pytest.raises(ValueError, match=f"s0 is {s0}; for a join at side 8 it must be one of 1, 2, 4"):
+            build_generator(ModelConfig("adafm", 64, nf=2, base="resnet", s0=s0))
+    with pytest.raises(ValueError, match="a join at side 1 leaves no room .* keep fewer groups"):
+        build_generator(ModelConfig("adafm", 64, nf=1, base="resnet4", keep=8))
 
 
 def test_calibration_gives_the_head_the_sources_scale() -> None:

@@ -26,7 +26,7 @@ class ConvertArgs:
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint: .pt or .safetensors, with generator, discriminator and generator_test (the average) as far as present."""
+    """Checkpoint: .pt or .safetensors with some of generator, discriminator and generator_test (the average)."""
     out: Annotated[Path, tyro.conf.Positional]
     """Folder to write."""
     arch: Literal["resnet", "resnet2", "resnet3", "resnet4", "adafm"]
@@ -55,7 +55,8 @@ def run(args: ConvertArgs) -> int:
         print("no generator in the file; its average, generator_test, is taken for it")
         networks["generator"] = networks["generator_test"]
     cfg = infer_config(args.arch, networks, args.base)
-    print(f"{args.file.name}: {', '.join(f'{name} {value}' for name, value in cfg.to_json().items() if value is not None)}")
+    sizes = [f"{name} {value}" for name, value in cfg.to_json().items() if value is not None]
+    print(f"{args.file.name}: {', '.join(sizes)}")
     for name, what in checkpoint.ignored.items():
         print(f"ignored: {name} ({what})")
 

@@ -30,11 +30,11 @@ class AdaFMGenerator(nn.Module):
 
     Modules of the head are named ``small_*``; the kept blocks carry the source's names and hold ``AdaFMConv2d`` as
     ``conv_0`` and ``conv_1``. Labels have no effect; ``small_embedding`` exists (with ``embed`` > 0) for the names of
-    the published model only. ``noise`` holds one map ``[B, 1, h, w]`` for each of ``noise_shapes`` in order of use; None
-    draws them from PyTorch's global generator, in evaluation too.
+    the published model only. ``noise`` holds one map ``[B, 1, h, w]`` for each of ``noise_shapes`` in order of use;
+    None draws them from PyTorch's global generator, in evaluation too.
 
-    Under autocast ``small_H`` and the residual stream behind it (``conv_s``, ``conv_img``) stay in the parameters' dtype;
-    the other convolutions run in autocast's type. The gradient rules of AdaIN and small_H are the reference's.
+    Under autocast ``small_H`` and the residual stream behind it (``conv_s``, ``conv_img``) stay in the parameters'
+    dtype; the other convolutions run in autocast's type. AdaIN and small_H have the reference's gradient rules.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -96,8 +96,10 @@ def head_side(s0: int | None, join_side: int) -> int:
     if s0 is None:
         s0 = max([side for side in admissible if side <= 4], default=0)
     if s0 not in admissible:
-        sides = f"one of {', '.join(map(str, admissible))}" if admissible else "impossible: keep fewer groups"
-        raise ValueError(f"s0 is {s0}; for a join at side {join_side} it must be {sides}")
+        if not admissible:
+            raise ValueError(f"a join at side {join_side} leaves no room for a head of smaller maps; keep fewer groups")
+        sides = ", ".join(map(str, admissible))
+        raise ValueError(f"s0 is {s0}; for a join at side {join_side} it must be one of {sides}")
     return s0
 
 
@@ -108,7 +110,7 @@ def head_modules(generator: AdaFMGenerator) -> list[str]:
 
 @torch.no_grad()
 def calibrate(generator: AdaFMGenerator, source: Generator, z: Tensor, y: Tensor | None = None) -> None:
-    """Give small_H the source's scale at the join: its spatial deviation and mean, each per channel, over ``z [B, z_dim]``.
+    """Give small_H the source's scale at the join: spatial deviation and mean of each channel, over ``z [B, z_dim]``.
 
     Afterwards every map of the head's output has the mean, and the root-mean-square spatial deviation, that the
     source's own maps of that channel have. Sets ``small_H.weight`` and ``small_H.beta`` in place.
@@ -136,8 +138,9 @@ def distil_head(
 ) -> float:
     """Fit the new head to the source's own activations at the join, for the same latents, by mean squared error.
 
-    small_H is calibrated first. Adam with the step size falling from ``lr`` to 0 along a cosine; latents and injected noise are keyed by ``seed``
-    and step. Only the head's parameters change; every ``requires_grad`` flag is left as it was found.
+    small_H is calibrated first. Adam with the step size falling from ``lr`` to 0 along a cosine; latents and injected
+    noise are keyed by ``seed`` and step. Only the head's parameters change; every ``requires_grad`` flag is left as it
+    was found.
 
     Args:
         progress: called after each step with (steps done, steps, relative error).
@@ -152,7 +155,7 @@ def distil_head(
     if steps < 1 or batch < 1:
         raise ValueError(f"steps is {steps} and batch {batch}; both must be at least 1")
     if generator.z_dim != source.z_dim:
-        raise ValueError(f"the head takes latents of {generator.z_dim}, the source of {source.z_dim}; they must be equal")
+        raise ValueError(f"the head takes latents of {generator.z_dim}, the source of {source.z_dim}; make them equal")
     fitted = [p for name in head_modules(generator) for p in generator.get_submodule(name).parameters()]
     flags = [p.requires_grad for p in fitted]
     device = fitted[0].device

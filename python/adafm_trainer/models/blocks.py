@@ -29,8 +29,8 @@ def downsample(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """``shortcut(x) + 0.1 * conv_1(lrelu(conv_0(lrelu(x))))``: ``[B, fin, H, W] -> [B, fout, H, W]``.
 
-    ``conv_0`` and ``conv_1`` are 3x3 with bias and hidden width ``min(fin, fout)``; the shortcut is the identity, or the
-    1x1 convolution ``conv_s`` without bias where the widths differ. It takes the un-activated ``x``.
+    ``conv_0`` and ``conv_1`` are 3x3 with bias and hidden width ``min(fin, fout)``; the shortcut is the identity, or
+    the 1x1 convolution ``conv_s`` without bias where the widths differ. It takes the un-activated ``x``.
     Any order of differentiation that the convolutions have.
 
     Args:

@@ -30,8 +30,8 @@ _WIDTH_UNITS = {"resnet2": 16, "resnet3": 32, "resnet4": 16}
 class Checkpoint:
     """State dictionaries by name (``module.`` removed, our parameter names) and what else the file held.
 
-    ``networks`` has some of generator, discriminator and generator_test (the weight average); ``ignored`` maps the other
-    entries to a short description.
+    ``networks`` has some of generator, discriminator and generator_test (the weight average); ``ignored`` maps the
+    other entries to a short description.
     """
 
     networks: dict[str, dict[str, Tensor]]
@@ -239,7 +239,7 @@ def _infer_adafm(
 def _with_limit(
     cfg: ModelConfig, width_of: Callable[[Plan], int], width: int, discriminator: Mapping[str, Tensor] | None
 ) -> ModelConfig:
-    """``cfg`` of family resnet with the width limit that gives both networks the widths found; the default comes first."""
+    """``cfg`` of family resnet with the width limit that gives both networks the widths found; first the default."""
     wide = width if discriminator is None else discriminator["fc.weight"].shape[1] // 16
     for nf_max in (None, width, wide):
         limited = dataclasses.replace(cfg, nf_max=nf_max)

@@ -59,6 +59,8 @@ class ModelConfig:
         for name in ("nf_max", "s0"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1, or None for the default")
+        if self.nf_max is not None and self.nf_max < self.nf:
+            raise ValueError(f"nf_max is {self.nf_max}; it must be at least nf, {self.nf}")
         if self.embed < 0:
             raise ValueError(f"embed is {self.embed}; it must not be negative (0 leaves the embedding out)")
         if self.small_h not in ("reference", "calibrated"):
@@ -96,7 +98,7 @@ def check_side(family: str, size: int) -> None:
     """Raise ValueError with the admissible sides unless ``family`` can make images of ``size`` pixels."""
     if family == "resnet":
         if size < 8 or size & (size - 1):
-            raise ValueError(f"size is {size}; family resnet makes sides that are powers of two from 8: 8, 16, 32, 64, ...")
+            raise ValueError(f"size is {size}; family resnet makes powers of two from 8: 8, 16, 32, 64, ...")
         return
     factor = SIDE_FACTORS[family]
     if size % factor:

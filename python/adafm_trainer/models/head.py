@@ -37,7 +37,7 @@ class StyleLinear(nn.Module):
 
 
 class StyleNetwork(nn.Sequential):
-    """Style vector from the latent, ``[B, z_dim] -> [B, style_dim]``: pixel norm, then 8 linear layers with leaky ReLU."""
+    """Style vector from the latent, ``[B, z_dim] -> [B, style_dim]``: pixel norm, 8 linear layers with leaky ReLU."""
 
     def __init__(self, z_dim: int, style_dim: int) -> None:
         layers: list[nn.Module] = [PixelNorm()]
@@ -58,7 +58,7 @@ class NoiseInjection(nn.Module):
 
 
 class AdaIN(nn.Module):
-    """Adaptive instance norm: ``gamma * n + beta``, n = x normalised per sample and channel, (gamma, beta) from the style.
+    """Adaptive instance norm ``gamma * n + beta``: n is x normalised per sample and channel, the style gives the rest.
 
     ``x [B, C, H, W]``, ``style [B, style_dim]``; biased variance, eps 1e-5. The gradient into n takes gamma clamped to
     [-1, 1]; those into gamma and beta are the ordinary ones. Any order of differentiation under that rule.
@@ -95,8 +95,8 @@ class HeadConv(nn.Module):
 class StyleBlock(nn.Module):
     """Residual block that doubles the side: ``[B, C, H, W] -> [B, C, 2H, 2W]``.
 
-    The shortcut is a 4x4 transposed convolution of stride 2; the branch a second one and a 3x3 convolution, each after a
-    leaky ReLU and followed by noise and AdaIN. ``noise`` holds the two maps ``[B, 1, 2H, 2W]`` in order of use.
+    The shortcut is a 4x4 transposed convolution of stride 2; the branch a second one and a 3x3 convolution, each after
+    a leaky ReLU and followed by noise and AdaIN. ``noise`` holds the two maps ``[B, 1, 2H, 2W]`` in order of use.
     """
 
     def __init__(self, channels: int, style_dim: int) -> None:
@@ -120,7 +120,7 @@ class SmallH(nn.Module):
 
     - reference: ``0.01 * n + stopgrad(n) * weight + beta``, weight N(1000, 1), beta N(0, 1). The value is
       ``(weight + 0.01) * n + beta``, the gradient into n (and ``norm``) 0.01 times the incoming one.
-    - calibrated: ``n * weight + beta`` with its ordinary gradient; weight 1 and beta 0 until they are set from the source.
+    - calibrated: ``n * weight + beta`` with its ordinary gradient; weight 1, beta 0 until they are set from the source.
 
     Always computed outside autocast, because values near 1000 lose their fraction in bfloat16.
     """

@@ -1,7 +1,7 @@
 """Parameter names of the released AdaFM code beside ours, both ways.
 
-The released blocks hold gamma and beta in modules ``small_adafm_0`` and ``small_adafm_1`` beside ``conv_0`` and ``conv_1``
-as ``style_gama`` and ``style_beta``; ours are ``gamma`` and ``beta`` of the modulated convolution itself.
+The released blocks hold gamma and beta as ``style_gama`` and ``style_beta`` of modules ``small_adafm_0`` and
+``small_adafm_1`` beside ``conv_0`` and ``conv_1``; ours are ``gamma`` and ``beta`` of the modulated convolution itself.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ..errors import SourceError
 from .config import ModelConfig
 
 FORMAT = 1
-_FILES = {"generator": "generator.safetensors", "discriminator": "discriminator.safetensors", "average": "average.safetensors"}
+_FILES = {name: f"{name}.safetensors" for name in ("generator", "discriminator", "average")}
 
 
 @dataclass(frozen=True)

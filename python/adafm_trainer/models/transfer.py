@@ -68,14 +68,14 @@ def copy_source(module: nn.Module, state: Mapping[str, Tensor], policy: str = "a
 def freeze(module: nn.Module, cfg: ModelConfig, count: int) -> list[str]:
     """Freeze groups 1 to ``count`` from the image side (the m, or n, of GmDn); returns the names of the frozen modules.
 
-    With ``count`` > 0 a generator's embedding is frozen too, as in the released code. Other parameters stay as they are.
+    With ``count`` > 0 a generator's embedding is frozen too, as in the released code. Other parameters are left alone.
 
     Raises:
         ValueError: the network has fewer groups.
     """
     listed = groups(module, cfg)
     if not 0 <= count <= len(listed):
-        raise ValueError(f"cannot freeze {count} groups: the {type(module).__name__} has {len(listed)} (0 freezes none)")
+        raise ValueError(f"cannot freeze {count} groups: the {type(module).__name__} has {len(listed)}")
     frozen = [name for _, names in listed[:count] for name in names]
     if count and "embedding" in dict(module.named_children()) and "embedding" not in frozen:
         frozen.append("embedding")
@@ -111,9 +111,8 @@ def modulate_blocks(generator: nn.Module, cfg: ModelConfig, count: int) -> list[
 
 def adapter_parameters(module: nn.Module) -> list[str]:
     """Names of every gamma and beta of the network's modulated layers."""
-    return [
-        f"{name}.{leaf}" for name, layer in module.named_modules() if isinstance(layer, AdaFMConv2d) for leaf in ADAPTER_NAMES
-    ]
+    modulated = [name for name, layer in module.named_modules() if isinstance(layer, AdaFMConv2d)]
+    return [f"{name}.{leaf}" for name in modulated for leaf in ADAPTER_NAMES]
 
 
 def block_table(generator: nn.Module, discriminator: nn.Module, cfg: ModelConfig) -> list[dict]:
