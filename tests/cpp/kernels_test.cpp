@@ -126,7 +126,7 @@ void run_in_pieces(int (*kernel)(const args_t&, int64_t, int64_t), const args_t&
 }
 
 void test_modulate(const Shape& shape, DType weight_type, DType out_type, Layout from, Layout to, int form) {
-  const int64_t n = shape.pairs() * shape.taps, shift = form % 2;
+  const int64_t n = shape.pairs() * shape.taps, shift = form == 1 ? 1 : 0;
   const DType type = adafm::compute_type(weight_type);
   Buffer weight(weight_type, n, shift);
   weight.fill_random(n);
@@ -149,7 +149,7 @@ void test_modulate(const Shape& shape, DType weight_type, DType out_type, Layout
 
 void test_backward(const Shape& shape, DType grad_type, DType weight_type, Layout from, Layout to, int form,
                    unsigned needs) {
-  const int64_t n = shape.pairs() * shape.taps, shift = form % 2;
+  const int64_t n = shape.pairs() * shape.taps, shift = form == 1 ? 1 : 0;
   const DType type = adafm::compute_type(weight_type);
   Buffer grad(grad_type, n, shift), weight(weight_type, n, shift);
   grad.fill_random(n);
