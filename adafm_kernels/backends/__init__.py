@@ -67,7 +67,12 @@ def which_backend(
     if op not in OPS:
         raise ValueError(f"op is {op!r}; expected one of {', '.join(OPS)}")
     device = torch.device(device)
-    return choose(device.type, device.index, backend if backend is not None else _forced)
+    if backend is not None:
+        return BackendChoice(choose(device.type, device.index, backend).name, "asked for by backend=")
+    if _forced is not None:
+        reason = f"forced by use_backend or the environment variable {ENVIRONMENT_VARIABLE}"
+        return BackendChoice(choose(device.type, device.index, _forced).name, reason)
+    return choose(device.type, device.index, None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -76,7 +81,7 @@ def choose(device_type: str, device_index: int | None, requested: str | None) ->
     if requested is not None:
         _check_name(requested)
         _require(requested, device_type, device_index)
-        return BackendChoice(requested, f'forced by backend=, use_backend("{requested}") or {ENVIRONMENT_VARIABLE}')
+        return BackendChoice(requested, "forced")
     if device_type == "cpu":
         load_library()
         return BackendChoice("compiled", "the compiled library serves CPU tensors")
