@@ -38,7 +38,7 @@ def build(precision: str, batch: int) -> Assembly:
     config = replace(demo_config("unused", steps=1, eval_samples=1, precision=precision), batch=batch)
     method, source = AdaFM(), load_pair(source_path(SOURCE))
     networks = method.structure(method.target_model(source.cfg, config), config)
-    method.initialise(networks, source, config, lambda _: None)
+    method.initialise(networks, source, config, lambda _: None, None)
     return assemble(method, networks, config)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from ..errors import SourceError
-from ..models.adafm import distil_head
+from ..keyed import normal
+from ..models.adafm import calibrate, distil_head
 from ..models.config import ModelConfig
 from ..models.gpgan import build_discriminator, build_generator
 from ..models.source import SourcePair
@@ -33,7 +35,7 @@ class AdaFM(TransferMethod):
         _check_groups(config)
         if config.head == "source":
             return source
-        small_h = "reference" if config.head == "new" else "calibrated"
+        small_h = "reference" if config.faithful else "calibrated"
         return dataclasses.replace(source, arch="adafm", base=source.arch, keep=config.freeze_g, small_h=small_h)
 
     def structure(self, model: ModelConfig, config: TrainConfig) -> Networks:
@@ -49,16 +51,31 @@ class AdaFM(TransferMethod):
         return networks
 
     def initialise(
-        self, networks: Networks, source: SourcePair | None, config: TrainConfig, log: Callable[[str], None]
+        self,
+        networks: Networks,
+        source: SourcePair | None,
+        config: TrainConfig,
+        log: Callable[[str], None],
+        autocast: torch.dtype | None = None,
     ) -> None:
         state = source_generator_state(source, config, log)
         log(copy_source(networks.generator, state, config.copy).summary("generator"))
         copy_discriminator(networks.discriminator, source, config, log)
+        if config.head == "source":
+            return
+        teacher = build_generator(source.cfg)
+        teacher.load_state_dict(state)
         if config.head == "distilled":
-            teacher = build_generator(source.cfg)
-            teacher.load_state_dict(state)
-            error = distil_head(networks.generator, teacher, seed=config.seed)
-            log(f"head fitted to the source's own blocks: relative error {error:.3f} at the join")
+            if networks.model.small_h != "calibrated":
+                raise SourceError("--head distilled fits the head's scale too: leave --faithful out, or use --head new")
+            log("fitting the new head to the source's own blocks")
+            error = distil_head(
+                networks.generator, teacher, seed=config.seed, autocast=autocast, progress=_reporter(log)
+            )
+            log(f"head fitted: relative error {error:.3f} at the join")
+        elif networks.model.small_h == "calibrated":
+            calibrate(networks.generator, teacher, normal(config.seed, "calibrate", 0, range(256), (teacher.z_dim,)))
+            log("new head: random, its output at the scale that the source has at the join")
 
     def generator_groups(self, networks: Networks, config: TrainConfig) -> list[Group]:
         adapters = adapter_parameters(networks.generator)
@@ -77,6 +94,14 @@ class AdaFM(TransferMethod):
         held = not _requires_grad(networks.generator)
         release(networks.generator)
         return "gamma and beta are trained from here on" if held and step else None
+
+
+def _reporter(log: Callable[[str], None], every: int = 50) -> Callable[[int, int, float], None]:
+    def report(step: int, steps: int, error: float) -> None:
+        if step % every == 0:
+            log(f"  head step {step}/{steps}: relative error {error:.3f}")
+
+    return report
 
 
 def hold(generator: nn.Module) -> None:

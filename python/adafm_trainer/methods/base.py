@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..models.config import ModelConfig
@@ -51,9 +52,17 @@ class TransferMethod(ABC):
 
     @abstractmethod
     def initialise(
-        self, networks: Networks, source: SourcePair | None, config: TrainConfig, log: Callable[[str], None]
+        self,
+        networks: Networks,
+        source: SourcePair | None,
+        config: TrainConfig,
+        log: Callable[[str], None],
+        autocast: torch.dtype | None = None,
     ) -> None:
-        """Give the networks their start values; ``log`` takes the lines that say what was copied."""
+        """Give the networks their start values; ``log`` takes the lines that say what was copied.
+
+        ``autocast`` is the compute type of anything that is fitted on the way.
+        """
 
     @abstractmethod
     def generator_groups(self, networks: Networks, config: TrainConfig) -> list[Group]:

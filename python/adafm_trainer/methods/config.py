@@ -88,8 +88,8 @@ class TrainConfig:
     """Mirror each training image with probability one half."""
     dither: bool = False
     """Add uniform noise of 1/128 to the training images (as the paper did)."""
-    data_scale: float = 1.0
-    """Training images are scaled to [-s, s]."""
+    data_scale: float | None = None
+    """Training images are scaled to [-s, s]; by default as the source's were, or to [-1, 1] without one."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How images that are not square are made square."""
     alpha: Literal["white", "black", "drop", "error"] = "white"
@@ -130,7 +130,7 @@ class TrainConfig:
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must lie in [0, 1)")
-        if not 0 < self.data_scale <= 1:
+        if self.data_scale is not None and not 0 < self.data_scale <= 1:
             raise UsageError(f"--data-scale is {self.data_scale}; it must lie in (0, 1]")
 
 

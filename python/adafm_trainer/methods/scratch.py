@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from ..models.config import ModelConfig
 from ..models.gpgan import build_discriminator, build_generator
 from ..models.source import SourcePair
@@ -24,7 +26,12 @@ class Scratch(TransferMethod):
         return Networks(build_generator(model), build_discriminator(model), model)
 
     def initialise(
-        self, networks: Networks, source: SourcePair | None, config: TrainConfig, log: Callable[[str], None]
+        self,
+        networks: Networks,
+        source: SourcePair | None,
+        config: TrainConfig,
+        log: Callable[[str], None],
+        autocast: torch.dtype | None = None,
     ) -> None:
         log("start values: random; nothing is copied" + ("" if source is None else ", the source gives the sizes only"))
 

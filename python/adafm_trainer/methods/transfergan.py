@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SourceError
@@ -34,7 +35,12 @@ class TransferGAN(TransferMethod):
         return networks
 
     def initialise(
-        self, networks: Networks, source: SourcePair | None, config: TrainConfig, log: Callable[[str], None]
+        self,
+        networks: Networks,
+        source: SourcePair | None,
+        config: TrainConfig,
+        log: Callable[[str], None],
+        autocast: torch.dtype | None = None,
     ) -> None:
         log(copy_source(networks.generator, source_generator_state(source, config, log), config.copy).summary("generator"))
         copy_discriminator(networks.discriminator, source, config, log)

@@ -25,6 +25,7 @@ from .assemble import Assembly, assemble
 from .checkpoint import load_checkpoint, write_atomic
 from .evaluation import Evaluator
 from .loop import Trainer, write_blocks
+from .precision import resolve_autocast, resolve_device
 from .progress import Console
 from .rundir import RunDirectory
 
@@ -49,6 +50,9 @@ def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None =
     method = method_by_name(method_name)
     source = _load_source(config, method, model)
     described = model if source is None else method.target_model(source.cfg, config)
+    if config.data_scale is None:
+        inherited = 1.0 if source is None else float(source.meta.get("data_scale", 1.0))
+        config = dataclasses.replace(config, data_scale=inherited)
     run = RunDirectory(config.outdir)
     run.create()
     run.lock()
@@ -57,7 +61,8 @@ def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None =
         data = load_data(config, described, console)
         torch.manual_seed(config.seed)
         networks = method.structure(described, config)
-        method.initialise(networks, source, config, console.line)
+        autocast = resolve_autocast(config.precision, resolve_device(config.device))
+        method.initialise(networks, source, config, console.line, autocast)
         write_config(run.config, method_name, config, described.to_json())
         assembly = assemble(method, networks, config)
         _describe(run, console, assembly, config, data, source)

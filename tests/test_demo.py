@@ -1,0 +1,87 @@
+"""The demo on the bundled source and images, shortened."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from adafm_trainer import cli
+from adafm_trainer.bench.step import CONFIGURATIONS, build, measure_steps, table
+from adafm_trainer.errors import UsageError
+from adafm_trainer.locate import source_path
+from adafm_trainer.models.source import load_pair
+from adafm_trainer.trainer.demo import VARIANTS, committed_rows, demo_config
+from adafm_trainer.trainer.sampling import draw_latents
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    assert cli.main(["demo", "--outdir", str(folder), "--steps", "4", "--eval-samples", "16"]) == 0
+    return folder
+
+
+def test_demo_leaves_everything_a_user_looks_at(demo):
+    rows = json.loads((demo / "comparison.json").read_text())
+    labels = [row["label"] for row in rows]
+    assert labels[:2] == ["unadapted source", "AdaFM"]
+    assert set(labels) == {"unadapted source", *(variant.label for variant in VARIANTS)}
+    assert [row["committed"] for row in rows] == [False, False, True, True, True]
+    html = (demo / "report.html").read_text()
+    assert all(label in html for label in labels)
+    assert (demo / "samples" / "step000004.png").is_file() and (demo / "nearest.png").is_file()
+
+
+def test_demo_evaluates_on_images_it_did_not_train_on(demo):
+    manifest = json.loads((demo / "data_manifest.json").read_text())
+    training = {entry["sha256"] for entry in manifest["training"]["images"]}
+    held_out = {entry["sha256"] for entry in manifest["evaluation"]["images"]}
+    assert (len(training), len(held_out)) == (100, 500) and not training & held_out
+
+
+def test_demo_refuses_a_folder_in_use(demo):
+    with pytest.raises(UsageError, match="is not empty"):
+        cli.demo.run_demo(demo, steps=1, eval_samples=2)
+
+
+def test_modulation_trains_from_the_first_step(demo):
+    assert demo_config("x", 500, 500).adafm_start == 0
+    rows = [json.loads(line) for line in (demo / "stats.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "event" not in row]
+    assert rows[0]["gamma_distance"] == 0 and rows[-1]["gamma_distance"] > 0 and rows[-1]["beta_distance"] > 0
+
+
+def test_a_demo_step_runs_the_compiled_op():
+    assembly = build("fp32", batch=2)
+    z = draw_latents(assembly.networks.generator, 0, "t", 0, range(2))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assembly.step.generator(z)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    layers = sum(name.endswith(".gamma") for name, _ in assembly.networks.generator.named_parameters())
+    assert layers == 6
+    assert counts.get("adafm_compiled::modulate") == layers
+    assert counts.get("adafm_compiled::modulate_backward") == layers
+
+
+def test_committed_comparison_meets_its_claims():
+    rows = {row["label"]: row for row in committed_rows()}
+    assert set(rows) == {variant.label for variant in VARIANTS[1:]}
+    assert all(row["committed"] and row["device"] and row["steps"] == 500 for row in rows.values())
+
+
+def test_bundled_source_says_how_it_was_made():
+    pair = load_pair(source_path("bundled"))
+    assert {"command", "data", "seed", "steps", "seconds", "device"} <= pair.meta.keys()
+    folder = source_path("bundled")
+    assert sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= 24 * 2**20
+    assert (folder / "curve.json").is_file() and (folder / "README.md").is_file()
+
+
+def test_step_benchmark_reports_every_phase():
+    result = measure_steps(rounds=2, batch=1, warmup=0)
+    assert len(result["rows"]) == 4
+    for row in result["rows"]:
+        assert all(row[name]["median_ms"] > 0 for name in CONFIGURATIONS)
+        assert row["speedup"]["low"] <= row["speedup"]["median"] <= row["speedup"]["high"]
+    assert result["commit"] in table(result)
