@@ -95,8 +95,16 @@ class CMakeBuild(build_ext):
                 raise SystemExit(f"building adafm_kernels failed in: {' '.join(command)}")
 
 
+    def copy_extensions_to_source(self) -> None:
+        """An editable install puts both files into the tree; the folder of the library is not under version control."""
+        (ROOT / "adafm_kernels" / "lib").mkdir(exist_ok=True)
+        super().copy_extensions_to_source()
+
+
 if __name__ == "__main__":
     setup(
+        # Here and not in pyproject.toml, where the newest and the oldest usable setuptools want different forms.
+        license="MIT",
         ext_modules=[CMakeExtension("adafm_kernels._C"), CMakeExtension("adafm_kernels.lib.libadafm")],
         cmdclass={"build_ext": CMakeBuild},
     )

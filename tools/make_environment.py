@@ -94,8 +94,11 @@ def main() -> None:
     torch = next(r for r in runtime if name_of(r) == "torch")
 
     if (folder / MARK).exists():
-        run(*pip, "--quiet", *tools, torch)
-        run(*pip, "--quiet", "--no-build-isolation", "-e", f".[{','.join(EXTRAS)}]")
+        quiet = [] if sys.stdout.isatty() else ["--quiet"]
+        print("setup: installing torch and the build tools", flush=True)
+        run(*pip, *quiet, *tools, torch)
+        print("setup: building and installing this package and what it needs", flush=True)
+        run(*pip, *quiet, "--no-build-isolation", "-e", f".[{','.join(EXTRAS)}]")
         return
     print(f"setup: using {folder} as it is", flush=True)
     lacking = missing(python, [*tools, torch])
