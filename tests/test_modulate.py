@@ -3,6 +3,7 @@
 import pytest
 import torch
 from adafm_kernels import modulate
+from conftest import INTERPRETED
 from modulation import gradients, inputs, normal, spread, truth
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -267,3 +268,21 @@ def test_backward_errors():
         torch.ops.adafm.modulate_backward(torch.ones(4, 6), weight, None, [True] * 3)
     with pytest.raises(TypeError, match=r"grad is torch.int64"):
         torch.ops.adafm.modulate_backward(weight.long(), weight, None, [True] * 3)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not INTERPRETED, reason="needs a process with TRITON_INTERPRET 1")
+@pytest.mark.parametrize("shape", [(5, 13, 3, 3), (9, 40, 1, 3), (3, 5, 7, 7)], ids=identify)
+def test_triton_with_many_small_blocks(monkeypatch, shape):
+    """Several programs along both axes, none of them full, and a kernel walked in more than one stretch."""
+    from adafm_kernels.backends import triton
+
+    monkeypatch.setattr(triton, "_INTERPRETED_PAIRS", 16)
+    monkeypatch.setattr(triton, "_INTERPRETED_FLAT", 64)
+    weight, gamma, beta = inputs(shape)
+    grad = normal(shape, seed=5)
+    for view in (weight, channels_last(weight)):
+        assert_forward(modulate(view, gamma, beta, backend="triton"), weight, gamma, beta, torch.float32, False)
+        found = torch.ops.adafm.modulate_backward(grad, view, gamma, [True] * 3, "triton")
+        expected = torch.ops.adafm.modulate_backward(grad, weight, gamma, [True] * 3, "compiled")
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, expected))
