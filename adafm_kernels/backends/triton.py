@@ -15,8 +15,10 @@ from .._arguments import accumulation_type, dense, is_channels_last
 from . import interpreting
 from .triton_kernels import modulate_backward_kernel, modulate_flat_kernel, modulate_kernel
 
-# Pairs held by one program (in registers), elements of one flat program. The interpreter pays 0.7 ms for each program.
+# Pairs held by one program (in registers: the backward holds two sums for each), elements of one flat program. The
+# interpreter pays 0.7 ms for each program.
 PAIRS = 1024
+BACKWARD_PAIRS = 512
 FLAT = 2048
 _INTERPRETED_PAIRS = 1 << 14
 _INTERPRETED_FLAT = 1 << 16
@@ -130,7 +132,7 @@ def _launch_modulate_backward(
     if gamma is None:
         gamma = _constant(1.0, weight)
     taps, (outer, inner) = _taps(weight), pairs
-    block_o, block_i = tiles(outer, inner, _INTERPRETED_PAIRS if interpreting() else PAIRS)
+    block_o, block_i = tiles(outer, inner, _INTERPRETED_PAIRS if interpreting() else BACKWARD_PAIRS)
     with _on(weight.device):
         modulate_backward_kernel[(-(-outer // block_o), -(-inner // block_i))](
             grad,

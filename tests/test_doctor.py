@@ -1,0 +1,114 @@
+"""``python -m adafm_kernels``: report, JSON, verification and its exit code, with and without the library."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from adafm_kernels import _library, backends, doctor, verify
+from adafm_kernels.backends import compiled
+from conftest import INTERPRETED
+
+
+def test_report():
+    found = doctor.report()
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["library"]["loaded"] is True
+    assert set(found["build"]) >= {"version", "cuda", "cuda_archs", "compiler", "cpu_level", "torch_headers"}
+    assert found["build"]["version"] == found["versions"]["adafm_kernels"]
+    served = {(row["op"], row["device"]): row["backend"] for row in found["ops"]}
+    assert served["modulate", "cpu"] == served["modulate_backward", "cpu"] == "compiled"
+    available = {(row["backend"], row["device"]): row["available"] for row in found["backends"]}
+    assert available["reference", "cpu"] and available["compiled", "cpu"]
+    assert available["triton", "cpu"] == INTERPRETED
+
+
+def test_text(capsys):
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    assert "modulate on cpu: compiled (the compiled library serves CPU tensors)" in text
+    assert "CPU level" in text and torch.__version__ in text
+
+
+def test_json_and_verify(capsys):
+    assert doctor.main(["--json", "--verify"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verified"] is True
+    assert {row["backend"] for row in found["verify"]} >= {"reference", "compiled"}
+    assert {row["what"] for row in found["verify"]} == {
+        "value", "d weight", "d gamma", "d beta", "dd weight", "dd gamma", "dd grad",
+    }
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not INTERPRETED, reason="needs a process with TRITON_INTERPRET 1")
+def test_verify_under_the_interpreter():
+    checks = verify.verify("triton", "cpu")
+    assert checks and all(check.passed for check in checks)
+
+
+@pytest.mark.parametrize("output", [0, 1, 2])
+def test_verify_sees_a_wrong_kernel(monkeypatch, capsys, output):
+    """One part in ten thousand off in any output of the backward, and the exit code is 1."""
+    true = compiled.modulate_backward
+
+    def wrong(*args):
+        results = list(true(*args))
+        results[output] = results[output] * 1.0001
+        return tuple(results)
+
+    monkeypatch.setattr(compiled, "modulate_backward", wrong)
+    assert doctor.main(["--verify"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_verify_sees_a_wrong_value(monkeypatch, capsys):
+    true = compiled.modulate
+    monkeypatch.setattr(compiled, "modulate", lambda *args: true(*args) * 1.0001)
+    assert doctor.main(["--verify"]) == 1
+    assert "value" in capsys.readouterr().out
+
+
+def test_missing_library(monkeypatch, tmp_path, capsys):
+    """The report still comes and says what to type; verification fails, since nothing serves the ops."""
+    monkeypatch.setattr(_library, "LIBRARY_PATH", tmp_path / "libadafm.so")
+    for cached in (_library.load_library, backends.choose):
+        cached.cache_clear()
+    try:
+        assert doctor.main([]) == 0
+        text = capsys.readouterr().out
+        assert "modulate on cpu: nothing (the compiled kernels are missing" in text and "pip install" in text
+        assert "reference on cpu: yes" in text
+        assert doctor.main(["--verify"]) == 1
+        assert "served by nothing" in capsys.readouterr().out
+    finally:
+        for cached in (_library.load_library, backends.choose):
+            cached.cache_clear()
+
+
+def test_missing_host_module(monkeypatch):
+    monkeypatch.setitem(sys.modules, "adafm_kernels._C", None)
+    info, reason = _library.build_info()
+    assert info is None and "adafm_kernels._C is missing" in reason and "pip install" in reason
+    assert "missing" in doctor.report()["build"]
+
+
+def test_bad_usage(capsys):
+    assert doctor.main(["--quick"]) == 2
+    assert "--quick" in capsys.readouterr().err
+
+
+def test_from_another_folder(tmp_path):
+    """As a program, in a folder that is not the project's."""
+    done = subprocess.run(
+        [sys.executable, "-m", "adafm_kernels", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ops"][0]["backend"] == "compiled"
