@@ -151,9 +151,16 @@ def _modulate_backward_setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tens
 
 
 def _modulate_backward_gradients(
-    ctx: Any, u_weight: Tensor | None, u_gamma: Tensor | None, u_beta: Tensor | None, op: Callable, backward_op: Callable
+    ctx: Any,
+    u_weight: Tensor | None,
+    u_gamma: Tensor | None,
+    u_beta: Tensor | None,
+    op: Callable,
+    backward_op: Callable,
 ) -> tuple:
-    u_weight, u_gamma, u_beta = (u if asked else None for u, asked in zip((u_weight, u_gamma, u_beta), ctx.mask))
+    u_weight, u_gamma, u_beta = (
+        u if asked else None for u, asked in zip((u_weight, u_gamma, u_beta), ctx.mask, strict=True)
+    )
     grad, weight, gamma = ctx.saved_tensors
     d_grad = d_weight = d_gamma = None
     if ctx.needs[0]:
@@ -177,7 +184,7 @@ def _modulate_backward_gradients(
 
 
 def _folded(tensor: Tensor | None, dim: int | None, count: int, pairs: Sequence[int] | None = None) -> Tensor | None:
-    """The batch moved into the first dimension ``[N * O, ...]``; a parameter is spread over ``pairs`` = (O, I) first."""
+    """The batch moved into the first dimension, ``[N * O, ...]``; a parameter first spread over ``pairs``, (O, I)."""
     if tensor is None:
         return None
     batched = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
@@ -215,7 +222,7 @@ def _vmap_modulate_backward(
         mask,
         *rest,
     )
-    split = tuple(r.unflatten(0, (count, pairs[0])) if asked else r for r, asked in zip(results, mask))
+    split = tuple(r.unflatten(0, (count, pairs[0])) if asked else r for r, asked in zip(results, mask, strict=True))
     return split, tuple(0 if asked else None for asked in mask)
 
 

@@ -68,10 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _devices() -> list[dict[str, Any]]:
-    rows = [
+    level = torch.backends.cpu.get_cpu_capability()
+    rows: list[dict[str, Any]] = [
         {
             "device": "cpu",
-            "name": f"{platform.machine()}, {os.cpu_count()} CPUs, torch uses {torch.backends.cpu.get_cpu_capability()}",
+            "name": f"{platform.machine()}, {os.cpu_count()} CPUs, torch uses {level}",
             "threads": torch.get_num_threads(),
         }
     ]
@@ -130,9 +131,8 @@ def _text(found: dict[str, Any]) -> str:
     else:
         archs = ", ".join(f"sm_{arch}" for arch in build["cuda_archs"])
         cuda = f"CUDA {build['cuda_version']} for {archs}" if build["cuda"] else "without CUDA kernels"
-        lines.append(
-            f"build: {build['compiler']}, {cuda}, CPU level {build['cpu_level']}, torch headers {build['torch_headers']}"
-        )
+        lines.append(f"build: {build['compiler']}, {cuda}, torch headers {build['torch_headers']}")
+        lines.append(f"CPU level: {build['cpu_level']}")
     lines.append(f"library: {library['path']}" if library["loaded"] else f"library: {library['message']}")
     if library["loaded"] and library["cuda_kernels"] and not library["cuda_stream"]:
         lines.append("  its CUDA kernels rest: this torch has no CUDA")

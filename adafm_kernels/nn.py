@@ -85,7 +85,9 @@ class _Modulated(nn.Module):
             )
         extra = sorted(({*module._parameters} - {"weight", "bias"}) | {*module._buffers} | {*module._modules})
         if extra:
-            raise ValueError(f"the {plain.__name__} holds {', '.join(extra)} beside weight and bias, which would be lost")
+            raise ValueError(
+                f"the {plain.__name__} holds {', '.join(extra)} beside weight and bias, which would be lost"
+            )
         # Built without storage: weight and bias are replaced, and no random number is drawn.
         layer = cls(**_settings_of(module, cls._settings), device="meta", dtype=module.weight.dtype)
         layer.weight, layer.bias = module.weight, module.bias
@@ -97,7 +99,7 @@ class _Modulated(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """A plain torch layer with the modulated weight: the same output, bit for bit, and nothing shared with this one.
+        """A plain torch layer with the modulated weight: the same output, bit for bit; it shares nothing with this one.
 
         The weight is computed in float32 (float64 for float64) and stored in the type and layout of ``weight``;
         ``requires_grad``, settings and training mode are taken over.

@@ -109,7 +109,7 @@ def _derivatives(function: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     directions = [inputs[name] for name in ("u_weight", "u_gamma", "u_beta")]
     second = torch.autograd.grad(first, (weight, gamma, grad), directions)
     names = ("value", "d weight", "d gamma", "d beta", "dd weight", "dd gamma", "dd grad")
-    return {name: tensor.detach() for name, tensor in zip(names, (value, *first, *second))}
+    return {name: tensor.detach() for name, tensor in zip(names, (value, *first, *second), strict=True)}
 
 
 def as_rows(checks: list[Check]) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """What the tests run on: one table of backends and devices, one of types; poisoned memory for the tests of ops.
 
-A test that takes ``target`` runs once for each row of TARGETS, one that takes ``types`` once for each pair of weight and
-result types. Rows that need what is not here are skipped with the reason. Triton is interpreted in a process started
-with TRITON_INTERPRET=1 and compiled in all others, so the rows on ``cpu`` and on ``cuda`` never run in one process.
+A test that takes ``target`` runs once for each row of TARGETS, one that takes ``types`` once for each pair of weight
+and result types. Rows that need what is not here are skipped with the reason. Triton is interpreted in a process
+started with TRITON_INTERPRET=1 and compiled in all others, so its rows on ``cpu`` and on ``cuda`` never share one.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from adafm_kernels.backends import interpreting
 
 INTERPRETED = interpreting()

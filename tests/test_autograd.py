@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from adafm_kernels import adafm_conv2d, modulate, use_backend
-from adafm_kernels._ops import ModulateBackward
 from modulation import inputs, normal, spread
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from adafm_kernels import adafm_conv2d, modulate, use_backend
+from adafm_kernels._ops import ModulateBackward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -68,7 +69,7 @@ def test_gradcheck_of_modulate_backward(target, entry, mask):
 
     def call(*tensors):
         op = ModulateBackward.apply if entry == "function" else MODULATE_BACKWARD
-        return tuple(part for part, wanted in zip(op(*tensors, asked, target.backend), asked) if wanted)
+        return tuple(part for part, wanted in zip(op(*tensors, asked, target.backend), asked, strict=True) if wanted)
 
     fast = target.backend == "triton"
     assert gradcheck(call, (grad, weight, gamma), fast_mode=fast)
@@ -107,7 +108,7 @@ def test_gradients_in_each_parameters_own_shape_and_type(target):
     modulate(weight, gamma, beta, dtype=torch.float32, backend=target.backend).square().sum().backward()
     double = [t.detach().double().requires_grad_() for t in (weight, gamma, beta)]
     plain(*double).square().sum().backward()
-    for found, expected in zip((weight, gamma, beta), double):
+    for found, expected in zip((weight, gamma, beta), double, strict=True):
         assert found.grad.shape == found.shape and found.grad.dtype == found.dtype
         unit = torch.finfo(found.dtype).eps
         assert (found.grad.double() - expected.grad).abs().max() <= 2 * unit * expected.grad.abs().max()
@@ -117,7 +118,7 @@ def test_gradients_in_each_parameters_own_shape_and_type(target):
 def test_backward_computes_what_is_needed(target, needs):
     """The mask follows requires_grad, and the first derivative takes one call of the op."""
     weight, gamma, beta = inputs((4, 6, 3, 3), device=target.device)
-    for tensor, needed in zip((weight, gamma, beta), needs):
+    for tensor, needed in zip((weight, gamma, beta), needs, strict=True):
         tensor.requires_grad_(bool(needed))
     with Record() as record:
         modulate(weight, gamma, beta, backend=target.backend).sum().backward()
@@ -165,7 +166,7 @@ def test_second_derivative_with_each_output_alone(target):
             (*points, grad),
             allow_unused=True,
         )
-        for part, wanted in zip(found, expected):
+        for part, wanted in zip(found, expected, strict=True):
             assert (part is None or not part.any()) if wanted is None else torch.allclose(part, wanted)
 
 
@@ -183,7 +184,7 @@ def test_r1_through_a_modulated_convolution(target):
         return torch.autograd.grad(loss, (*first, *second))
 
     found = penalty(lambda *tensors: modulate(*tensors, backend=target.backend))
-    for part, wanted in zip(found, penalty(plain)):
+    for part, wanted in zip(found, penalty(plain), strict=True):
         assert torch.allclose(part, wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
 
 
@@ -207,7 +208,7 @@ def test_vmap(target):
         found = torch.vmap(call, in_dims=dims)(*tensors)
         registered = torch.vmap(lambda *t: MODULATE(*t, None, None, target.backend), in_dims=dims)(*tensors)
         for n in range(5):
-            chosen = [t if d is None else t.select(d, n) for t, d in zip(tensors, dims)]
+            chosen = [t if d is None else t.select(d, n) for t, d in zip(tensors, dims, strict=True)]
             assert torch.equal(found[n], call(*chosen))
             assert torch.equal(registered[n], found[n])
 
@@ -227,7 +228,7 @@ def test_torch_func(target):
         return loss(plain, g, w, b)
 
     def same(a, b):
-        return all(torch.allclose(x, y) for x, y in zip(a, b))
+        return all(torch.allclose(x, y) for x, y in zip(a, b, strict=True))
 
     def third(function):
         def inner(g, w, b):
@@ -280,7 +281,7 @@ def test_compiled_graph_has_no_breaks(target):
         for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
             y = function(image)
             results.append((y, *torch.autograd.grad(y.square().sum(), (gamma, beta))))
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_expanded_incoming_gradient(target):

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from conftest import INTERPRETED
+
 from adafm_kernels import _library, backends, doctor, verify
 from adafm_kernels.backends import compiled
-from conftest import INTERPRETED
 
 
 def test_report():
@@ -38,7 +39,13 @@ def test_json_and_verify(capsys):
     assert found["verified"] is True
     assert {row["backend"] for row in found["verify"]} >= {"reference", "compiled"}
     assert {row["what"] for row in found["verify"]} == {
-        "value", "d weight", "d gamma", "d beta", "dd weight", "dd gamma", "dd grad",
+        "value",
+        "d weight",
+        "d gamma",
+        "d beta",
+        "dd weight",
+        "dd gamma",
+        "dd grad",
     }
 
 

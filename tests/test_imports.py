@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import adafm_kernels
 import pytest
+
+import adafm_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"adafm_kernels": ROOT / "adafm_kernels", "adafm_trainer": ROOT / "python" / "adafm_trainer"}
@@ -64,7 +65,9 @@ def test_the_walk_sees_relative_imports():
 
 
 def test_kernels_never_import_the_trainer():
-    wrong = {n: i for n, found in IMPORTS.items() if is_in(n, "adafm_kernels") for i in found if is_in(i, "adafm_trainer")}
+    wrong = {
+        n: i for n, found in IMPORTS.items() if is_in(n, "adafm_kernels") for i in found if is_in(i, "adafm_trainer")
+    }
     assert not wrong
 
 
@@ -132,12 +135,17 @@ print("lean")
 
 
 @pytest.mark.parametrize(
-    "package", ["adafm_kernels", "adafm_kernels.doctor", "adafm_trainer", "adafm_trainer.models", "adafm_trainer.methods"]
+    "package",
+    ["adafm_kernels", "adafm_kernels.doctor", "adafm_trainer", "adafm_trainer.models", "adafm_trainer.methods"],
 )
 def test_import_is_lean(package):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
-        [sys.executable, "-c", LEAN.format(package=package)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LEAN.format(package=package)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.stdout.strip() == "lean", done.stderr
 

@@ -7,11 +7,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from adafm_kernels import adafm_conv2d, adafm_conv_transpose2d, adafm_linear, use_backend
-from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 from modulation import normal, spread
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from adafm_kernels import adafm_conv2d, adafm_conv_transpose2d, adafm_linear, use_backend
+from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -96,12 +97,12 @@ def test_forward_and_gradients_against_the_plain_formula(plain_layer):
         torch.autograd.grad(y.square().sum(), (x, *p), create_graph=True)
         for y, p in ((found, own), (expected, parameters))
     ]
-    assert all(torch.allclose(a, b) for a, b in zip(*slopes))
+    assert all(torch.allclose(a, b) for a, b in zip(*slopes, strict=True))
     if x.numel() == 0:
         # torch's convolution has no second derivative by its weight for an empty batch.
         return
-    second = [torch.autograd.grad(s[0].square().sum(), p) for s, p in zip(slopes, (own, parameters))]
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*second))
+    second = [torch.autograd.grad(s[0].square().sum(), p) for s, p in zip(slopes, (own, parameters), strict=True)]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*second, strict=True))
 
 
 def test_merge_gives_a_plain_layer_with_equal_output(plain_layer):
@@ -171,7 +172,7 @@ def test_state_dict_of_the_base_loads():
     plain = nn.Conv2d(3, 4, 3)
     layer = adapted(nn.Conv2d(3, 4, 3))
     gamma = layer.gamma.clone()
-    with pytest.raises(RuntimeError, match='Missing key.*"gamma", "beta"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"gamma", "beta"'):
         layer.load_state_dict(plain.state_dict())
     found = layer.load_state_dict(plain.state_dict(), strict=False)
     assert found.missing_keys == ["gamma", "beta"] and found.unexpected_keys == []

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from adafm_kernels import modulate
 from conftest import INTERPRETED
 from modulation import gradients, inputs, normal, spread, truth
+
+from adafm_kernels import modulate
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -129,7 +130,7 @@ def test_result_is_fresh_and_inputs_stay(target):
     dW, dgamma, dbeta = torch.ops.adafm.modulate_backward(weight, weight, None, [True] * 3, target.backend)
     dW.zero_(), dgamma.zero_(), dbeta.zero_()
     modulate(weight, gamma, beta, backend=target.backend).zero_()
-    assert all(torch.equal(a, b) for a, b in zip(before, (weight, gamma, beta)))
+    assert all(torch.equal(a, b) for a, b in zip(before, (weight, gamma, beta), strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=identify)
@@ -146,7 +147,7 @@ def test_backward_values(target, types, shape):
     assert ((found[0].double() - expected[0]).abs() <= 1.01 * step * expected[0].abs() + tiny).all()
     absolute = gradients(grad.abs(), weight.abs(), None)
     taps = weight[0, 0].numel()
-    for sums, reference, terms in zip(found[1:], expected[1:], absolute[1:]):
+    for sums, reference, terms in zip(found[1:], expected[1:], absolute[1:], strict=True):
         assert sums.is_contiguous()
         assert ((sums.double() - reference).abs() <= taps * unit(wide) * terms).all()
 
@@ -159,7 +160,7 @@ def test_backward_masks(target, mask):
     asked = [bool(mask & 1), bool(mask & 2), bool(mask & 4)]
     complete = torch.ops.adafm.modulate_backward(grad, weight, gamma, [True] * 3, target.backend)
     found = torch.ops.adafm.modulate_backward(grad, weight, gamma, asked, target.backend)
-    for part, whole, wanted in zip(found, complete, asked):
+    for part, whole, wanted in zip(found, complete, asked, strict=True):
         assert torch.equal(part, whole) if wanted else part.shape == (0,)
 
 
@@ -174,7 +175,7 @@ def test_backward_layouts(target):
             # The reference's sums follow torch's own order, which depends on the layout.
             same = torch.equal if target.backend != "reference" else torch.allclose
             assert torch.equal(found[0], expected[0]), (grad_name, name)
-            assert all(same(a, b) for a, b in zip(found[1:], expected[1:])), (grad_name, name)
+            assert all(same(a, b) for a, b in zip(found[1:], expected[1:], strict=True)), (grad_name, name)
             form = torch.channels_last if name == "channels_last" else torch.contiguous_format
             assert found[0].is_contiguous(memory_format=form)
     one = torch.ones((), device=target.device).expand(weight.shape)
@@ -193,7 +194,7 @@ def test_low_precision_is_no_worse_than_eager(target, low):
     assert (found.double() - expected).abs().max() <= 2 * (eager.double() - expected).abs().max()
     sums = torch.ops.adafm.modulate_backward(grad, weight, gamma, [False, True, True], target.backend)[1:]
     expected_sums = gradients(grad, weight, gamma)[1:]
-    for part, eager, wanted in zip(sums, ((grad * weight).sum((2, 3)), grad.sum((2, 3))), expected_sums):
+    for part, eager, wanted in zip(sums, ((grad * weight).sum((2, 3)), grad.sum((2, 3))), expected_sums, strict=True):
         assert (part.double() - wanted).abs().max() <= 2 * (eager.double() - wanted).abs().max()
 
 
@@ -211,7 +212,7 @@ def test_same_bits_every_time_and_with_any_number_of_threads(target):
         expected = run()
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            assert all(torch.equal(a, b) for a, b in zip(run(), expected))
+            assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
     finally:
         torch.set_num_threads(threads)
 
@@ -248,7 +249,11 @@ ERRORS = {
     "gamma transposed": (dict(gamma=torch.ones(6, 4)), ValueError, r"gamma has shape \[6, 4\]; expected \[4, 6\]"),
     "beta over taps": (dict(beta=torch.ones(4, 6, 3, 3)), ValueError, r"beta has shape \[4, 6, 3, 3\]"),
     "device": (dict(gamma=torch.ones(4, 6, device="meta")), ValueError, "gamma is on meta and weight on cpu"),
-    "layout of 3-D": (dict(memory_format=torch.channels_last_3d), ValueError, "channels_last_3d for a weight of rank 4"),
+    "layout of 3-D": (
+        dict(memory_format=torch.channels_last_3d),
+        ValueError,
+        "channels_last_3d for a weight of rank 4",
+    ),
     "backend": (dict(backend="cudnn"), ValueError, "backend is 'cudnn'; expected one of reference, compiled, triton"),
 }
 
@@ -257,9 +262,7 @@ ERRORS = {
 def test_errors(change, kind, message):
     arguments = dict(weight=torch.ones(4, 6, 3, 3), gamma=torch.ones(4, 6), beta=torch.ones(4, 6)) | change
     with pytest.raises(kind, match=message):
-        modulate(
-            arguments.pop("weight"), arguments.pop("gamma"), arguments.pop("beta"), **arguments
-        )
+        modulate(arguments.pop("weight"), arguments.pop("gamma"), arguments.pop("beta"), **arguments)
 
 
 def test_backward_errors():
@@ -285,4 +288,4 @@ def test_triton_with_many_small_blocks(monkeypatch, shape):
         assert_forward(modulate(view, gamma, beta, backend="triton"), weight, gamma, beta, torch.float32, False)
         found = torch.ops.adafm.modulate_backward(grad, view, gamma, [True] * 3, "triton")
         expected = torch.ops.adafm.modulate_backward(grad, weight, gamma, [True] * 3, "compiled")
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, expected))
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(found, expected, strict=True))

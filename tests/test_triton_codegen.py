@@ -33,9 +33,10 @@ def machine_code(kernel_name, arch, types, constants):
     """A kernel compiled for an architecture, as a cubin."""
     import triton
     import triton.language as tl
-    from adafm_kernels.backends import triton_kernels
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from adafm_kernels.backends import triton_kernels
 
     kernel = getattr(triton_kernels, kernel_name)
     values = {name: getattr(tl, value) if name == "ACC" else value for name, value in constants}
@@ -57,7 +58,8 @@ def inspect(cubin, folder):
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
     usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
-    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr)}
+    found = re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr)
+    resources = {name: int(value) for name, value in found}
     code = subprocess.run([TOOLS / "nvdisasm", path], capture_output=True, text=True, check=True).stdout
     return resources, code
 
@@ -66,9 +68,29 @@ def constants(**values):
     return tuple(values.items())
 
 
-def tiled(**types):
-    """Types of the arguments of the tiled kernels; the strides over I are 1, as the launcher's specialisation sees."""
-    return tuple({**types, "outer": "i32", "inner": "i32"}.items())
+def flat(weight, out):
+    """Types of the arguments of the flat kernel; the parameters have the type of the computation."""
+    wide = "*fp64" if weight == "*fp64" else "*fp32"
+    return constants(weight_ptr=weight, gamma_ptr=wide, beta_ptr=wide, out_ptr=out, count="i32")
+
+
+def tiled(weight, out):
+    """Types of the arguments of the tiled kernel; the strides over I are 1, as the launcher's specialisation sees."""
+    pointers = constants(weight_ptr=weight, gamma_ptr="*fp32", beta_ptr="*fp32", out_ptr=out)
+    return pointers + constants(outer="i32", inner="i32", gamma_stride_o="i32", beta_stride_o="i32")
+
+
+def backward(grad):
+    """Types of the arguments of the backward of a float32 weight."""
+    names = ("weight_ptr", "gamma_ptr", "grad_weight_ptr", "grad_gamma_ptr", "grad_beta_ptr")
+    integers = constants(outer="i32", inner="i32", gamma_stride_o="i32")
+    return (("grad_ptr", grad), *((name, "*fp32") for name in names), *integers)
+
+
+def needs(weight, last):
+    """What the backward is asked for, and its layouts."""
+    asked = constants(NEED_WEIGHT=weight, NEED_GAMMA=True, NEED_BETA=True)
+    return asked + constants(gamma_stride_i=1, GRAD_LAST=last, WEIGHT_LAST=last, **BACKWARD_TILE)
 
 
 # What the launcher chooses for a layer of 256 x 256 x 3 x 3.
@@ -78,57 +100,47 @@ BACKWARD_TILE = {**TILE, "BLOCK_O": 2}
 CASES = {
     "flat float32 to bfloat16": (
         "modulate_flat_kernel",
-        tuple({"weight_ptr": "*fp32", "gamma_ptr": "*fp32", "beta_ptr": "*fp32", "out_ptr": "*bf16", "count": "i32"}.items()),
+        flat("*fp32", "*bf16"),
         constants(TAPS=9, ACC="float32", BLOCK=2048),
         (True, True),
     ),
     "flat float32": (
         "modulate_flat_kernel",
-        tuple({"weight_ptr": "*fp32", "gamma_ptr": "*fp32", "beta_ptr": "*fp32", "out_ptr": "*fp32", "count": "i32"}.items()),
+        flat("*fp32", "*fp32"),
         constants(TAPS=16, ACC="float32", BLOCK=2048),
         (True, True),
     ),
     "channels-last float32 to bfloat16": (
         "modulate_kernel",
-        tiled(weight_ptr="*fp32", gamma_ptr="*fp32", beta_ptr="*fp32", out_ptr="*bf16", gamma_stride_o="i32", beta_stride_o="i32"),
+        tiled("*fp32", "*bf16"),
         constants(gamma_stride_i=1, beta_stride_i=1, WEIGHT_LAST=True, OUT_LAST=True, **TILE),
         (True, True),
     ),
     "channels-last bfloat16": (
         "modulate_kernel",
-        tiled(weight_ptr="*bf16", gamma_ptr="*fp32", beta_ptr="*fp32", out_ptr="*bf16", gamma_stride_o="i32", beta_stride_o="i32"),
+        tiled("*bf16", "*bf16"),
         constants(gamma_stride_i=1, beta_stride_i=1, WEIGHT_LAST=True, OUT_LAST=True, **TILE),
         (True, True),
     ),
     "contiguous float32 to channels-last bfloat16": (
         "modulate_kernel",
-        tiled(weight_ptr="*fp32", gamma_ptr="*fp32", beta_ptr="*fp32", out_ptr="*bf16", gamma_stride_o="i32", beta_stride_o="i32"),
+        tiled("*fp32", "*bf16"),
         constants(gamma_stride_i=1, beta_stride_i=1, WEIGHT_LAST=False, OUT_LAST=True, **TILE),
         (True, True),
     ),
     "backward channels-last bfloat16 of float32": (
         "modulate_backward_kernel",
-        tiled(
-            grad_ptr="*bf16", weight_ptr="*fp32", gamma_ptr="*fp32", grad_weight_ptr="*fp32", grad_gamma_ptr="*fp32",
-            grad_beta_ptr="*fp32", gamma_stride_o="i32",
-        ),
-        constants(
-            gamma_stride_i=1, GRAD_LAST=True, WEIGHT_LAST=True, NEED_WEIGHT=False, NEED_GAMMA=True, NEED_BETA=True, **BACKWARD_TILE
-        ),
+        backward("*bf16"),
+        needs(False, True),
         (True, True),
     ),
     "backward contiguous float32 with dW": (
         "modulate_backward_kernel",
-        tiled(
-            grad_ptr="*fp32", weight_ptr="*fp32", gamma_ptr="*fp32", grad_weight_ptr="*fp32", grad_gamma_ptr="*fp32",
-            grad_beta_ptr="*fp32", gamma_stride_o="i32",
-        ),
-        constants(
-            gamma_stride_i=1, GRAD_LAST=False, WEIGHT_LAST=False, NEED_WEIGHT=True, NEED_GAMMA=True, NEED_BETA=True, **BACKWARD_TILE
-        ),
+        backward("*fp32"),
+        needs(True, False),
         (False, True),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -161,6 +173,6 @@ def test_tiles_are_those_of_the_launcher():
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_float64_compiles(arch, tmp_path):
     """The plain float64 instances, exempt from the bounds above."""
-    types = tuple({"weight_ptr": "*fp64", "gamma_ptr": "*fp64", "beta_ptr": "*fp64", "out_ptr": "*fp64", "count": "i32"}.items())
+    types = flat("*fp64", "*fp64")
     cubin = machine_code("modulate_flat_kernel", arch, types, constants(TAPS=9, ACC="float64", BLOCK=2048))
     assert "DFMA" in inspect(cubin, tmp_path)[1]

@@ -123,7 +123,9 @@ def _require(name: str, device_type: str, device_index: int | None) -> None:
 
 def _require_compiled(device_type: str, device_index: int | None) -> None:
     if device_type not in ("cpu", "cuda"):
-        raise RuntimeError(f'the compiled backend has no kernels for {device_type} tensors; ask for backend="reference"')
+        raise RuntimeError(
+            f'the compiled backend has no kernels for {device_type} tensors; ask for backend="reference"'
+        )
     load_library()
     if device_type == "cuda":
         capability = torch.cuda.get_device_capability(device_index)

@@ -15,7 +15,7 @@ import triton.language as tl
 def modulate_flat_kernel(
     weight_ptr, gamma_ptr, beta_ptr, out_ptr, count, TAPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """out = gamma * weight + beta, weight and out contiguous ``[count / TAPS, TAPS]``, gamma and beta ``[count / TAPS]``."""
+    """out = gamma * weight + beta; weight and out ``[count / TAPS, TAPS]``, gamma and beta ``[count / TAPS]``."""
     pid = tl.program_id(0).to(tl.int64)
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     mask = offs < count
@@ -76,9 +76,8 @@ def modulate_kernel(
     for first in range(0, TAPS, UNROLL):
         for step in tl.static_range(UNROLL):
             tap = first + step
-            weight = tl.load(
-                weight_ptr + offs_weight + _tap_offset(tap, inner, WEIGHT_LAST), mask=mask, other=0.0
-            ).to(ACC)  # [BLOCK_O, BLOCK_I]
+            tap_weight = _tap_offset(tap, inner, WEIGHT_LAST)
+            weight = tl.load(weight_ptr + offs_weight + tap_weight, mask=mask, other=0.0).to(ACC)  # [BLOCK_O, BLOCK_I]
             out = tl.fma(gamma, weight, beta).to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + offs_out + _tap_offset(tap, inner, OUT_LAST), out, mask=mask)
 
