@@ -13,7 +13,8 @@ if("${ADAFM_CUDA}" STREQUAL "0")
   return()
 endif()
 
-find_program(ADAFM_NVCC nvcc HINTS ENV CUDACXX)
+# PATH alone: CMake would also look in folders of its own.
+find_program(ADAFM_NVCC nvcc PATHS ENV PATH NO_DEFAULT_PATH)
 if(NOT ADAFM_NVCC AND NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   if("${ADAFM_CUDA}" STREQUAL "1")
     message(FATAL_ERROR "ADAFM_CUDA=1 asks for the CUDA kernels, but nvcc is not on PATH; put it there or set CUDACXX")
