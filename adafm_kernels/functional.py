@@ -124,6 +124,7 @@ def adafm_linear(
     With gamma and beta ``[O, 1]`` this is the modulation of fully connected layers in GAN memory (Cong et al.,
     NeurIPS 2020), which stores them as ``(1, O)``.
     """
+    _check_input(input, weight)
     return F.linear(input, modulate(weight, gamma, beta, backend=backend), bias)
 
 
@@ -131,9 +132,13 @@ def modulated_weight(
     input: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None, backend: str | None = None
 ) -> Tensor:
     """The modulated weight of a convolution of ``input``: channels-last where the input is, else in W's layout."""
+    _check_input(input, weight)
+    layout = torch.channels_last if input.dim() == 4 and _arguments.is_channels_last(input) else None
+    return modulate(weight, gamma, beta, memory_format=layout, backend=backend)
+
+
+def _check_input(input: Tensor, weight: Tensor) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"input is a {type(input).__name__}; expected a torch.Tensor")
     if isinstance(weight, Tensor) and input.device != weight.device:
         raise ValueError(f"input is on {input.device} and weight on {weight.device}; move both to one device")
-    layout = torch.channels_last if input.dim() == 4 and _arguments.is_channels_last(input) else None
-    return modulate(weight, gamma, beta, memory_format=layout, backend=backend)

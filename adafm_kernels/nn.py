@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import modulate, modulated_weight
+from .functional import adafm_linear, modulate, modulated_weight
 
 _Layer = TypeVar("_Layer", bound="_Modulated")
 
@@ -162,4 +162,4 @@ class AdaFMLinear(_Modulated, nn.Linear):
     _settings = ("in_features", "out_features")
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, modulate(self.weight, self.gamma, self.beta), self.bias)
+        return adafm_linear(input, self.weight, self.bias, self.gamma, self.beta)

@@ -38,6 +38,12 @@ def test_automatic_choice():
     assert which_backend(backend="reference") == BackendChoice("reference", "asked for by backend=")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an NVIDIA GPU")
+def test_no_cuda_device():
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        which_backend(device="cuda")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_automatic_choice_on_cuda():

@@ -267,9 +267,10 @@ def test_output_size_of_the_transposed_layer():
 
 def test_functions(target):
     """Arguments as in torch.nn.functional, then gamma and beta."""
-    x, device = normal((2, 4, 6, 6), device=target.device, seed=3), target.device
-    weight, bias = normal((6, 2, 3, 3), device=device), normal((6,), device=device, seed=4)
-    gamma, beta = normal((6, 2), device=device, seed=1), normal((6, 1), device=device, seed=2)
+    wide = {"dtype": torch.float64, "device": target.device}
+    x = normal((2, 4, 6, 6), seed=3, **wide)
+    weight, bias = normal((6, 2, 3, 3), **wide), normal((6,), seed=4, **wide)
+    gamma, beta = normal((6, 2), seed=1, **wide), normal((6, 1), seed=2, **wide)
     modulated = gamma[:, :, None, None] * weight + beta[:, :, None, None]
     pairs = [
         (
@@ -277,7 +278,7 @@ def test_functions(target):
             F.conv2d(x, modulated, bias, 2, 1, 1, 2),
         )
     ]
-    turned, turned_gamma = weight.transpose(0, 1).reshape(4, 3, 3, 3), normal((4, 3), device=device, seed=5)
+    turned, turned_gamma = weight.transpose(0, 1).reshape(4, 3, 3, 3), normal((4, 3), seed=5, **wide)
     arguments = (bias, 2, 1, 1, 2, 1)
     pairs.append(
         (
@@ -285,7 +286,7 @@ def test_functions(target):
             F.conv_transpose2d(x, turned_gamma[:, :, None, None] * turned, *arguments),
         )
     )
-    flat, rows = normal((5, 6), device=device, seed=6), normal((5, 1), device=device, seed=7)
+    flat, rows = normal((5, 6), seed=6, **wide), normal((5, 1), seed=7, **wide)
     pairs.append(
         (
             adafm_linear(x, flat, None, rows, rows, backend=target.backend),
@@ -293,7 +294,7 @@ def test_functions(target):
         )
     )
     for found, expected in pairs:
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(found, expected)
 
 
 def test_errors_of_functions():
@@ -302,6 +303,8 @@ def test_errors_of_functions():
         adafm_conv2d([1.0], weight)
     with pytest.raises(ValueError, match="input is on meta and weight on cpu"):
         adafm_conv2d(torch.ones(1, 3, 5, 5, device="meta"), weight)
+    with pytest.raises(ValueError, match="input is on meta and weight on cpu"):
+        adafm_linear(torch.ones(2, 3, device="meta"), torch.ones(4, 3))
     with pytest.raises(ValueError, match=r"gamma has shape \[3, 4, 1, 1\]"):
         adafm_conv2d(torch.ones(1, 3, 5, 5), weight, gamma=torch.ones(3, 4, 1, 1))
 

@@ -87,7 +87,7 @@ def choose(device_type: str, device_index: int | None, requested: str | None) ->
         return BackendChoice("compiled", "the compiled library serves CPU tensors")
     if device_type == "cuda":
         load_library()
-        capability = torch.cuda.get_device_capability(device_index)
+        capability = _capability(device_index)
         if _compiled_for(capability):
             return BackendChoice("compiled", f"{_sm(capability)} is built into the library")
         _require("triton", device_type, device_index)
@@ -128,7 +128,7 @@ def _require_compiled(device_type: str, device_index: int | None) -> None:
         )
     load_library()
     if device_type == "cuda":
-        capability = torch.cuda.get_device_capability(device_index)
+        capability = _capability(device_index)
         if not _compiled_for(capability):
             number = f"{capability[0]}{capability[1]}"
             raise RuntimeError(
@@ -157,6 +157,12 @@ def interpreting() -> bool:
 
 def _compiled_for(capability: tuple[int, int]) -> bool:
     return serves_capability(capability, cuda_architectures()) and torch.ops.adafm_compiled.cuda_stream_symbol()
+
+
+def _capability(device_index: int | None) -> tuple[int, int]:
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"there is no CUDA device here: torch {torch.__version__} sees none; use the CPU")
+    return torch.cuda.get_device_capability(device_index)
 
 
 def _sm(capability: tuple[int, int]) -> str:

@@ -19,7 +19,7 @@ def modulate(
     if beta is None:
         beta = _constant(0.0, weight)
     channels_last = memory_format != torch.contiguous_format
-    return torch.ops.adafm_compiled.modulate(dense(weight), gamma, beta, dtype, channels_last)
+    return torch.ops.adafm_compiled.modulate.default(dense(weight), gamma, beta, dtype, channels_last)
 
 
 def modulate_backward(
@@ -31,7 +31,7 @@ def modulate_backward(
     """
     if gamma is None:
         gamma = _constant(1.0, weight)
-    return torch.ops.adafm_compiled.modulate_backward(dense(grad), dense(weight), gamma, *mask)
+    return torch.ops.adafm_compiled.modulate_backward.default(dense(grad), dense(weight), gamma, *mask)
 
 
 def _constant(value: float, weight: Tensor) -> Tensor:
