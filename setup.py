@@ -94,7 +94,6 @@ class CMakeBuild(build_ext):
             if subprocess.run(command).returncode != 0:
                 raise SystemExit(f"building adafm_kernels failed in: {' '.join(command)}")
 
-
     def copy_extensions_to_source(self) -> None:
         """An editable install puts both files into the tree; the folder of the library is not under version control."""
         (ROOT / "adafm_kernels" / "lib").mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
 from adafm_kernels import modulate
 from adafm_kernels._library import load_library
 
@@ -58,7 +59,9 @@ def timed(methods: list[Callable[[], object]], rounds: int) -> list[list[float]]
     return times
 
 
-def row(op: str, shape: tuple[int, ...], types: str, layout: str, moved: int, methods: list[Callable], rounds: int) -> Row:
+def row(
+    op: str, shape: tuple[int, ...], types: str, layout: str, moved: int, methods: list[Callable], rounds: int
+) -> Row:
     ours, eager, copy = timed(methods, rounds)
     median = statistics.median(ours)
     low, *_, high = statistics.quantiles(ours, n=5)
@@ -99,11 +102,11 @@ def cases(rounds: int, shapes: tuple[tuple[int, int, int], ...]) -> list[Row]:
                 types = f"{source} to {target}".replace("torch.", "")
                 weight = torch.randn(shape, device="cuda", generator=generator).to(source, memory_format=layout)
 
-                def eager(weight=weight, target=target, layout=layout):
+                def eager(weight=weight, target=target, layout=layout, wide=wide):
                     return (wide[0] * weight + wide[1]).to(target, memory_format=layout)
 
-                def ours(weight=weight, target=target, layout=layout):
-                    return modulate(weight, gamma, beta, dtype=target, memory_format=layout, backend="compiled")
+                def ours(weight=weight, target=target, layout=layout, parameters=(gamma, beta)):
+                    return modulate(weight, *parameters, dtype=target, memory_format=layout, backend="compiled")
 
                 check(f"modulate {shape} {types} {name}", ours(), eager(), target, 2)
                 moved = n * (weight.element_size() + ours().element_size()) + 8 * pairs
@@ -116,7 +119,7 @@ def cases(rounds: int, shapes: tuple[tuple[int, int, int], ...]) -> list[Row]:
                     wide_grad = grad.float()
                     return (wide_grad * weight).sum((2, 3)), wide_grad.sum((2, 3))
 
-                def ours_backward(weight=weight, grad=grad):
+                def ours_backward(weight=weight, grad=grad, gamma=gamma):
                     return backward(grad, weight, gamma, False, True, True)[1:]
 
                 types = f"{target}, {source}".replace("torch.", "")

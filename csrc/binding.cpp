@@ -167,9 +167,9 @@ Tensor modulate(const Tensor& weight, const Tensor& gamma, const Tensor& beta, S
   args.out_layout = channels_last ? Layout::kChannelsLast : Layout::kContiguous;
   check(!channels_last || weight.dim() >= 4, op, ": channels_last needs a weight of rank 4 or 5; got shape ",
         shape_text(weight));
-  const auto format = !channels_last          ? MemoryFormat::Contiguous
-                      : weight.dim() == 4     ? MemoryFormat::ChannelsLast
-                                              : MemoryFormat::ChannelsLast3d;
+  const auto format = !channels_last      ? MemoryFormat::Contiguous
+                      : weight.dim() == 4 ? MemoryFormat::ChannelsLast
+                                          : MemoryFormat::ChannelsLast3d;
   Tensor out = torch::stable::empty(sizes_of(weight), dtype, std::nullopt, weight.device(), std::nullopt, format);
   if (out.numel() != 0) {
     args.weight = weight.const_data_ptr();
@@ -186,11 +186,11 @@ std::tuple<Tensor, Tensor, Tensor> modulate_backward(const Tensor& grad, const T
   constexpr const char* op = "adafm_compiled::modulate_backward";
   ModulateBackwardArgs args{};
   args.shape = weight_shape(weight, op);
-  check(sizes_of(grad) == sizes_of(weight), op, ": grad has shape ", shape_text(grad),
-        "; expected the weight's shape ", shape_text(weight));
-  check(grad.is_cuda() == weight.is_cuda() &&
-            (!weight.is_cuda() || grad.get_device_index() == weight.get_device_index()),
-        op, ": grad and weight are on different devices");
+  check(sizes_of(grad) == sizes_of(weight), op, ": grad has shape ", shape_text(grad), "; expected the weight's shape ",
+        shape_text(weight));
+  check(
+      grad.is_cuda() == weight.is_cuda() && (!weight.is_cuda() || grad.get_device_index() == weight.get_device_index()),
+      op, ": grad and weight are on different devices");
   args.grad_type = element_type(grad.scalar_type(), op, "grad");
   args.grad_layout = dense_layout(grad, op, "grad");
   args.weight_type = element_type(weight.scalar_type(), op, "weight");
@@ -230,12 +230,12 @@ Tensor modulate_on_cuda(Tensor weight, Tensor gamma, Tensor beta, ScalarType dty
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> modulate_backward_on_cuda(Tensor grad, Tensor weight, Tensor gamma,
-                                                             bool need_weight, bool need_gamma, bool need_beta) {
-  return modulate_backward(
-      grad, weight, gamma, need_weight, need_gamma, need_beta, [&](const ModulateBackwardArgs& args) {
-        run_on_cuda(args, &modulate_backward_cuda, weight, "adafm_compiled::modulate_backward");
-      });
+std::tuple<Tensor, Tensor, Tensor> modulate_backward_on_cuda(Tensor grad, Tensor weight, Tensor gamma, bool need_weight,
+                                                             bool need_gamma, bool need_beta) {
+  return modulate_backward(grad, weight, gamma, need_weight, need_gamma, need_beta,
+                           [&](const ModulateBackwardArgs& args) {
+                             run_on_cuda(args, &modulate_backward_cuda, weight, "adafm_compiled::modulate_backward");
+                           });
 }
 #endif
 

@@ -1,5 +1,5 @@
-"""Packaging: what the sdist and the wheel hold, the wheel in another environment, the C++ tests, and the messages that a
-person sees where something is missing. Builds leave the CUDA kernels out where they are not the point: it is faster.
+"""Packaging: what the sdist and the wheel hold, the wheel in another environment, the C++ tests, and the messages that
+a person sees where something is missing. Builds leave the CUDA kernels out where they are not the point: it is faster.
 """
 
 import importlib.util
@@ -34,7 +34,8 @@ def run(*command, cwd=ROOT, expect=0, **environment):
     """Runs a command with changed environment variables (None removes one); returns what it printed."""
     variables = {**os.environ, "ADAFM_CUDA": "0", **environment}
     variables = {name: value for name, value in variables.items() if value is not None}
-    variables.pop("PYTHONPATH", None) if "PYTHONPATH" not in environment else None
+    if "PYTHONPATH" not in environment:
+        variables.pop("PYTHONPATH", None)
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=variables, capture_output=True, text=True, timeout=900
     )
@@ -116,7 +117,15 @@ def test_sdist_holds_sources(sdist):
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     assert len(sources) > 10
-    for name in (*sources, "CMakeLists.txt", "cmake/cuda.cmake", "cmake/torch.cmake", "setup.py", "LICENSE", "Makefile"):
+    for name in (
+        *sources,
+        "CMakeLists.txt",
+        "cmake/cuda.cmake",
+        "cmake/torch.cmake",
+        "setup.py",
+        "LICENSE",
+        "Makefile",
+    ):
         assert name in names, name
     assert {f"python/{name}" for name in asset_files() if "__pycache__" not in name} <= names
     assert not [name for name in names if name.endswith(".so")]
@@ -143,7 +152,9 @@ def test_wheel_holds_both_packages(wheel):
 
 
 def test_wheel_works_in_another_environment(installed, tmp_path):
-    where = run(installed, "-c", "import adafm_kernels as a, adafm_trainer as t; print(a.__file__, t.__file__)", cwd=tmp_path)
+    where = run(
+        installed, "-c", "import adafm_kernels as a, adafm_trainer as t; print(a.__file__, t.__file__)", cwd=tmp_path
+    )
     assert all(str(installed.parent.parent) in path for path in where.split())
     printed = run(installed.parent / "adafm", "doctor", "--verify", cwd=tmp_path)
     assert str(installed.parent.parent) in printed

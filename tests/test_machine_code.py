@@ -57,7 +57,9 @@ def dump(binary, *options):
     # cuobjdump looks for nvdisasm on PATH and finds it beside itself only this way.
     tool = cuobjdump()
     path = os.pathsep.join((str(Path(tool).parent), os.environ["PATH"]))
-    done = subprocess.run([tool, *options, str(binary)], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    done = subprocess.run(
+        [tool, *options, str(binary)], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -83,7 +85,17 @@ def binaries(tmp_path_factory):
     objects = []
     for source in sorted((ROOT / "csrc" / "cuda").glob("modulate*.cu")):
         objects.append(folder / f"{source.stem}.o")
-        command = ["nvcc", "-std=c++17", "-O3", "--threads=2", f"-I{ROOT / 'csrc' / 'include'}", "-c", source, "-o", objects[-1]]
+        command = [
+            "nvcc",
+            "-std=c++17",
+            "-O3",
+            "--threads=2",
+            f"-I{ROOT / 'csrc' / 'include'}",
+            "-c",
+            source,
+            "-o",
+            objects[-1],
+        ]
         for arch in ARCHITECTURES:
             if f"compute_{arch}\n" in known:
                 command.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")

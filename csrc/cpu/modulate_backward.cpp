@@ -1,9 +1,9 @@
 // dW = gamma * G, dgamma = sum_k G * W, dbeta = sum_k G on the CPU.
 //
-// The pairs of element types that networks use have one vector body for all memory orders: gradient and weight are brought into tiles [taps, pairs] of the computing type
-// (left in place where they already are), a block of pairs is summed in registers, and every pair adds its taps in
-// order. Vectors run across pairs, so the vector width does not change a sum. The other pairs of types share one
-// strided loop, which keeps the build short.
+// The pairs of element types that networks use have one vector body for all memory orders: gradient and weight are
+// brought into tiles [taps, pairs] of the computing type (left in place where they already are), a block of pairs is
+// summed in registers, and every pair adds its taps in order. Vectors run across pairs, so the vector width does not
+// change a sum. The other pairs of types share one strided loop, which keeps the build short.
 #include "adafm/modulate_backward.h"
 
 #include "pairs.h"
@@ -172,8 +172,8 @@ ADAFM_CLONES void modulate_backward_strided(const ModulateBackwardArgs& args, in
       for (int64_t i = 0; i < segment.count; ++i) {
         acc_t sum = 0;
         for (int64_t t = 0; t < shape.taps; ++t) {
-          sum = std::fma(load<acc_t>(grad[i * from.pair + t * from.tap]),
-                         load<acc_t>(weight[i * to.pair + t * to.tap]), sum);
+          sum = std::fma(load<acc_t>(grad[i * from.pair + t * from.tap]), load<acc_t>(weight[i * to.pair + t * to.tap]),
+                         sum);
         }
         static_cast<acc_t*>(args.grad_gamma)[pair + i] = sum;
       }

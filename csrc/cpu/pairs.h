@@ -28,8 +28,8 @@ ADAFM_INLINE Segment segment_at(int64_t pair, int64_t end, int64_t in_channels) 
 // A segment's gamma or beta: the parameter itself where it is dense along I, else a copy in `scratch`.
 template <class acc_t>
 ADAFM_INLINE const acc_t* segment_values(const Parameter& parameter, const Segment& segment, acc_t* scratch) {
-  const acc_t* row = static_cast<const acc_t*>(parameter.data) + segment.o * parameter.stride_o +
-                     segment.first * parameter.stride_i;
+  const acc_t* row =
+      static_cast<const acc_t*>(parameter.data) + segment.o * parameter.stride_o + segment.first * parameter.stride_i;
   if (parameter.stride_i == 1) {
     return row;
   }

@@ -4,7 +4,6 @@
 // (flat twice: for 3x3 filters and for any number of taps from 8); the strided kernel for all 16 pairs, as the only one
 // for float64, for a change of layout, for few taps and for unaligned memory.
 #include "adafm/modulate.h"
-
 #include "parameter.cuh"
 
 namespace adafm {
@@ -138,8 +137,8 @@ int launch_modulate(const ModulateArgs& args, cudaStream_t stream) {
                                 strides_of(from, shape),
                                 strides_of(to, shape)};
   if constexpr (!std::is_same_v<src_t, double> && !std::is_same_v<dst_t, double>) {
-    const bool vector = from == to && is_aligned(args.weight) && is_aligned(args.out) &&
-                        shape.pairs() * shape.taps < kIndexLimit;
+    const bool vector =
+        from == to && is_aligned(args.weight) && is_aligned(args.out) && shape.pairs() * shape.taps < kIndexLimit;
     const bool unit_rows = from == Layout::kChannelsLast || shape.taps == 1;
     if (vector && unit_rows && shape.in_channels % kVector == 0) {
       return launch(modulate_rows_kernel<src_t, dst_t>, blocks_for(problem.pairs / kVector), stream, problem);

@@ -4,7 +4,6 @@
 // Instances: rows and flat kernels (flat for 3x3 and 4x4 filters) for the 9 pairs of {float32, float16, bfloat16};
 // the strided kernel for all 16 pairs, as the only one for float64, for differing layouts and for unaligned memory.
 #include "adafm/modulate_backward.h"
-
 #include "parameter.cuh"
 
 namespace adafm {
@@ -61,7 +60,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // [O, taps, I], I a multiple of 8: one thread for eight neighbouring pairs and all their taps.
 template <class grad_t, class weight_t>
-__global__ void __launch_bounds__(kThreads, 6) modulate_backward_rows_kernel(const BackwardProblem<grad_t, weight_t> p) {
+__global__ void __launch_bounds__(kThreads, 6)
+    modulate_backward_rows_kernel(const BackwardProblem<grad_t, weight_t> p) {
   const uint32_t vectors = static_cast<uint32_t>(p.pairs / kVector);
   const uint32_t row = static_cast<uint32_t>(p.in_channels / kVector);
   const uint32_t vector = blockIdx.x * kThreads + threadIdx.x;
@@ -111,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, 6) modulate_backward_rows_kernel(con
 // shared memory, from which one thread sums one pair. Rows of shared memory have odd length, so that the threads of a
 // warp read from different banks.
 template <class grad_t, class weight_t, int kTaps>
-__global__ void __launch_bounds__(kThreads, 10) modulate_backward_flat_kernel(const BackwardProblem<grad_t, weight_t> p) {
+__global__ void __launch_bounds__(kThreads, 10)
+    modulate_backward_flat_kernel(const BackwardProblem<grad_t, weight_t> p) {
   constexpr uint32_t kRow = kTaps | 1;
   constexpr uint32_t kElements = kThreads * kTaps;
   __shared__ float grads[kThreads * kRow], weights[kThreads * kRow];
@@ -210,7 +211,8 @@ int launch_modulate_backward(const ModulateBackwardArgs& args, cudaStream_t stre
                         shape.pairs() * shape.taps < kIndexLimit;
     const bool unit_rows = from == Layout::kChannelsLast || shape.taps == 1;
     if (vector && unit_rows && shape.in_channels % kVector == 0) {
-      return launch(modulate_backward_rows_kernel<grad_t, weight_t>, blocks_for(problem.pairs / kVector), stream, problem);
+      return launch(modulate_backward_rows_kernel<grad_t, weight_t>, blocks_for(problem.pairs / kVector), stream,
+                    problem);
     }
     if (vector && from == Layout::kContiguous && (shape.taps == 9 || shape.taps == 16)) {
       const unsigned blocks = blocks_for(problem.pairs);

@@ -155,7 +155,7 @@ void test_backward(const Shape& shape, DType grad_type, DType weight_type, Layou
   grad.fill_random(n);
   weight.fill_random(n);
   Values gamma(type, shape, form);
-  adafm::ModulateBackwardArgs args{shape, grad.data(),     grad_type, from,   weight.data(), weight_type,
+  adafm::ModulateBackwardArgs args{shape, grad.data(),     grad_type, from,    weight.data(), weight_type,
                                    to,    gamma.parameter, nullptr,   nullptr, nullptr};
   const auto run = [&](auto&& kernel, Buffer& grad_weight, Buffer& grad_gamma, Buffer& grad_beta) {
     args.grad_weight = needs & 1 ? grad_weight.data() : nullptr;
@@ -175,11 +175,13 @@ void test_backward(const Shape& shape, DType grad_type, DType weight_type, Layou
 #if ADAFM_EMULATED_CUDA
   Buffer emulated_weight(weight_type, n, shift), emulated_gamma(type, shape.pairs(), 0),
       emulated_beta(type, shape.pairs(), 0);
-  run([&] {
-    if (adafm::modulate_backward_cuda(args, nullptr) != adafm::kOk) {
-      fail("modulate_backward_cuda: error", shape);
-    }
-  }, emulated_weight, emulated_gamma, emulated_beta);
+  run(
+      [&] {
+        if (adafm::modulate_backward_cuda(args, nullptr) != adafm::kOk) {
+          fail("modulate_backward_cuda: error", shape);
+        }
+      },
+      emulated_weight, emulated_gamma, emulated_beta);
   expect_same(emulated_weight, expected_weight, "modulate_backward_cuda, dW", shape);
   expect_same(emulated_gamma, expected_gamma, "modulate_backward_cuda, dgamma", shape);
   expect_same(emulated_beta, expected_beta, "modulate_backward_cuda, dbeta", shape);
@@ -188,9 +190,10 @@ void test_backward(const Shape& shape, DType grad_type, DType weight_type, Layou
 
 // Rounding at the edges of the 16-bit formats: ties, subnormals, overflow, infinities, not-a-number, signed zeros.
 void test_rounding() {
-  std::vector<double> values = {0.0,      -0.0,    INFINITY, -INFINITY, NAN,       65504.0, 65519.99, 65520.0,
-                                -65520.0, 0x1p-14, 0x1p-24,  0x1p-25,   0x1.8p-25, 0x1p-26, 0x1p-133, 0x1.8p-134,
-                                3.39e38,  -3.4e38, 1.0009765625, 1.00048828125, 1.00146484375, 1.00390625, 1.01171875};
+  std::vector<double> values = {0.0,          -0.0,          INFINITY,      -INFINITY,  NAN,       65504.0,
+                                65519.99,     65520.0,       -65520.0,      0x1p-14,    0x1p-24,   0x1p-25,
+                                0x1.8p-25,    0x1p-26,       0x1p-133,      0x1.8p-134, 3.39e38,   -3.4e38,
+                                1.0009765625, 1.00048828125, 1.00146484375, 1.00390625, 1.01171875};
   std::uniform_int_distribution<uint32_t> bits;
   for (int k = 0; k < 20000; ++k) {
     const uint32_t u = bits(random_engine);
@@ -211,8 +214,15 @@ void test_rounding() {
       reference::write(gamma.data(), from, 0, 1.0);
       reference::write(beta.data(), from, 0, -0.0);
       Buffer expected(to, shape.pairs(), 0), actual(to, shape.pairs(), 0);
-      adafm::ModulateArgs args{shape, weight.data(), from, Layout::kContiguous, {gamma.data(), 0, 0}, {beta.data(), 0, 0},
-                               expected.data(), to, Layout::kContiguous};
+      adafm::ModulateArgs args{shape,
+                               weight.data(),
+                               from,
+                               Layout::kContiguous,
+                               {gamma.data(), 0, 0},
+                               {beta.data(), 0, 0},
+                               expected.data(),
+                               to,
+                               Layout::kContiguous};
       reference::modulate(args);
       args.out = actual.data();
       adafm::modulate_cpu(args, 0, shape.pairs());
@@ -239,9 +249,9 @@ int main() {
   }
 #endif
   test_rounding();
-  const Shape shapes[] = {{5, 7, 1},  {8, 16, 9}, {13, 5, 9},  {3, 70, 9}, {6, 24, 1}, {2, 130, 16}, {4, 3, 49}, {7, 1, 9},
-                          {1, 1, 4},  {3, 64, 2}, {2, 67, 27}, {1, 3, 5000}, {33, 8, 9}, {3, 8, 16},  {2, 65, 70}, {0, 3, 9},
-                          {2, 3, 0}};
+  const Shape shapes[] = {{5, 7, 1},  {8, 16, 9}, {13, 5, 9},  {3, 70, 9}, {6, 24, 1},  {2, 130, 16},
+                          {4, 3, 49}, {7, 1, 9},  {1, 1, 4},   {3, 64, 2}, {2, 67, 27}, {1, 3, 5000},
+                          {33, 8, 9}, {3, 8, 16}, {2, 65, 70}, {0, 3, 9},  {2, 3, 0}};
   for (const Shape& shape : shapes) {
     for (const DType first : kTypes) {
       for (const DType second : kTypes) {

@@ -47,7 +47,8 @@ inline uint16_t narrow(double x, const Format& format) {
   if (rounded > format.largest) {
     return sign | infinity;
   }
-  const int biased = rounded >= std::ldexp(1.0, format.lowest_exponent) ? std::ilogb(rounded) - format.lowest_exponent + 1 : 0;
+  const int biased =
+      rounded >= std::ldexp(1.0, format.lowest_exponent) ? std::ilogb(rounded) - format.lowest_exponent + 1 : 0;
   const int scale = biased > 0 ? biased - 1 : 0;
   const double fraction = std::ldexp(rounded, format.fraction_bits - format.lowest_exponent - scale);
   const int implicit = biased > 0 ? 1 << format.fraction_bits : 0;
@@ -129,8 +130,7 @@ inline void modulate(const adafm::ModulateArgs& args) {
     for (int64_t i = 0; i < shape.in_channels; ++i) {
       for (int64_t t = 0; t < shape.taps; ++t) {
         const double w = read(args.weight, args.weight_type, offset(args.weight_layout, shape, o, i, t));
-        const double y =
-            multiply_add(type, parameter(args.gamma, type, o, i), w, parameter(args.beta, type, o, i));
+        const double y = multiply_add(type, parameter(args.gamma, type, o, i), w, parameter(args.beta, type, o, i));
         write(args.out, args.out_type, offset(args.out_layout, shape, o, i, t), y);
       }
     }
@@ -144,8 +144,7 @@ inline void modulate_backward(const adafm::ModulateBackwardArgs& args) {
     for (int64_t i = 0; i < shape.in_channels; ++i) {
       double sum_gamma = 0, sum_beta = 0;
       for (int64_t t = 0; t < shape.taps; ++t) {
-        const double g =
-            round_to(type, read(args.grad, args.grad_type, offset(args.grad_layout, shape, o, i, t)));
+        const double g = round_to(type, read(args.grad, args.grad_type, offset(args.grad_layout, shape, o, i, t)));
         const int64_t at = offset(args.weight_layout, shape, o, i, t);
         if (args.grad_gamma != nullptr) {
           sum_gamma = multiply_add(type, g, read(args.weight, args.weight_type, at), sum_gamma);
