@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from adafm_trainer.bench.step import CONFIGURATIONS, PHASES, Steps
+from adafm_trainer.trainer.demo import BATCH
 
 _MEASURED = {name: precision for name, precision in CONFIGURATIONS.items() if "control" not in name}
 
 
 @pytest.fixture(scope="module", params=list(_MEASURED))
 def steps(request):
-    return Steps(_MEASURED[request.param], batch=16)
+    return Steps(_MEASURED[request.param], batch=BATCH)
 
 
 @pytest.mark.parametrize("phase", PHASES)

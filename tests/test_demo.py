@@ -11,7 +11,7 @@ from adafm_trainer.bench.step import CONFIGURATIONS, build, measure_steps, table
 from adafm_trainer.errors import UsageError
 from adafm_trainer.locate import source_path
 from adafm_trainer.models.source import load_pair
-from adafm_trainer.trainer.demo import VARIANTS, committed_rows, demo_config
+from adafm_trainer.trainer.demo import STEPS, VARIANTS, committed_rows, demo_config
 from adafm_trainer.trainer.sampling import draw_latents
 
 
@@ -67,7 +67,7 @@ def test_a_demo_step_runs_the_compiled_op():
 def test_committed_comparison_meets_its_claims():
     rows = {row["label"]: row for row in committed_rows()}
     assert set(rows) == {variant.label for variant in VARIANTS[1:]}
-    assert all(row["committed"] and row["device"] and row["steps"] == 500 for row in rows.values())
+    assert all(row["committed"] and row["device"] and row["steps"] == STEPS for row in rows.values())
 
 
 def test_bundled_source_says_how_it_was_made():

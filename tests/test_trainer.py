@@ -85,7 +85,7 @@ def test_every_preset_runs_two_steps(world, method, faithful):
     values.pop("steps", None)
     # The tiny source has two stages of blocks; the published depths need seven groups.
     values["freeze_g"], values["freeze_d"] = min(values.get("freeze_g", 0), 2), min(values.get("freeze_d", 0), 1)
-    run = start_run(method, settings(world, steps=2, **{k: v for k, v in values.items() if k not in ("tick", "snap")}))
+    run = start_run(method, settings(world, steps=2, **{k: v for k, v in values.items() if k not in ("tick", "snap", "batch")}))
     rows = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     last = [row for row in rows if "event" not in row][-1]
     assert last["step"] == 2 and math.isfinite(last["d_loss"]) and last["images"] == 8

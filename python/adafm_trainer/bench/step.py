@@ -22,7 +22,7 @@ from torch import Tensor
 from ..locate import source_path
 from ..models.source import load_pair
 from ..trainer.assemble import Assembly, assemble
-from ..trainer.demo import SOURCE, demo_config
+from ..trainer.demo import BATCH, SOURCE, demo_config
 from ..trainer.precision import has_bf16
 from ..trainer.rundir import cpu_name
 from ..trainer.sampling import draw_latents
@@ -65,7 +65,7 @@ class Steps:
         step.discriminator(self.real, self.images)
 
 
-def measure_steps(rounds: int = 15, batch: int = 16, warmup: int = 2) -> dict:
+def measure_steps(rounds: int = 15, batch: int = BATCH, warmup: int = 2) -> dict:
     """Times of every phase in every configuration, and their paired ratios, as a JSON-ready dictionary."""
     steps = {name: Steps(precision, batch) for name, precision in CONFIGURATIONS.items()}
     interval = next(iter(steps.values())).assembly.step.config.reg_interval

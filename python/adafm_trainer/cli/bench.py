@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..bench.step import measure_steps, table
+from ..trainer.demo import BATCH
 from .flags import parse
 
 
@@ -21,7 +22,7 @@ class BenchArgs:
     """What to measure."""
     rounds: int = 15
     """Paired rounds."""
-    batch: int = 16
+    batch: int = BATCH
     """Images a step."""
     json: Path | None = None
     """File for every number with the machine, versions and commit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..trainer.demo import run_demo
+from ..trainer.demo import STEPS, run_demo
 from .flags import parse
 
 
@@ -15,7 +15,7 @@ class DemoArgs:
 
     outdir: Path = Path("runs/demo")
     """Folder for the run and its report; it must be empty or absent."""
-    steps: int = 500
+    steps: int = STEPS
     """Optimizer steps."""
     eval_samples: int = 500
     """Images drawn for the evaluation."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 METHODS = ("adafm", "transfergan", "scratch")
 
 _DEFAULTS: dict[str, dict] = {
-    "adafm": {"freeze_g": 4},
-    "transfergan": {},
+    "adafm": {"freeze_g": 4, "batch": 8, "steps": 1200},
+    "transfergan": {"batch": 8, "steps": 1200},
     "scratch": {"lr_g": 1e-3, "lr_d": 1e-3, "r1_gamma": 30.0, "saturation": 0.1, "data_scale": 0.95, "ema": 0.999},
 }
 
@@ -32,6 +32,7 @@ _PUBLISHED = {
     "steps": 60000,
     "tick": 500,
     "snap": 5000,
+    "batch": 16,
     "faithful": True,
 }
 _FAITHFUL: dict[str, dict] = {

@@ -27,6 +27,7 @@ from .rundir import cpu_name
 from .start import start_run
 
 SOURCE = "bundled"
+STEPS, BATCH = preset("adafm")["steps"], preset("adafm")["batch"]
 COMMITTED = "demo_comparison.json"
 
 
