@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from adafm_trainer.data import dicebear
 from adafm_trainer.data.bundled import NAMES, bundled
 from adafm_trainer.data.images import load_image_set

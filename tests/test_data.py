@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from adafm_trainer.data.decode import BadImage, DecodeSettings, decode
 from adafm_trainer.data.grid import make_grid, save_grid, to_uint8
 from adafm_trainer.data.images import load_image_set
 from adafm_trainer.data.prepare import prepare
 from adafm_trainer.data.sampler import indices
 from adafm_trainer.errors import DataError, UsageError
+from PIL import Image
 
 SIZE = 32
 
@@ -337,7 +336,7 @@ def test_image_of_the_right_size_is_untouched() -> None:
     "options", [{"fit": "cover"}, {"alpha": "grey"}, {"resample": "box"}, {"channels": 4}, {"size": 0}]
 )
 def test_unknown_options_are_usage_errors(tmp_path: Path, options: dict[str, object]) -> None:
-    name, value = next(iter(options.items()))
+    value = next(iter(options.values()))
     with pytest.raises(UsageError, match=str(value)):
         load_image_set(write_folder(tmp_path, good_files(1)), **{"size": SIZE, **options})
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
 from adafm_trainer.errors import UsageError
 from adafm_trainer.metrics.extractors import get_extractor
 from adafm_trainer.metrics.inception import InceptionFeatures, load_inception
+from safetensors.torch import save_file
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-
 from adafm_trainer import keyed
 
 DRAWS = [keyed.normal, keyed.uniform]

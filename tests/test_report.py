@@ -64,14 +64,21 @@ def test_report_holds_every_part(run):
         assert text in page, text
     for text in ("from scratch *", "measured on: A&lt;B, 500 steps", "may be &lt;collapsing&gt;", "Is it copying?"):
         assert text in page, text
-    for text in ("4.2% of the samples", "conv_img", "1,867", "100 training images, 500 held-out images, 1 files left out"):
+    for text in (
+        "4.2% of the samples",
+        "conv_img",
+        "1,867",
+        "100 training images, 500 held-out images, 1 files left out",
+    ):
         assert text in page, text
     assert page.count("data:image/png;base64,") == 1 + 1 + 8 + 1
 
 
 def test_report_is_self_contained_and_its_charts_are_xml(run):
     page = write_report(run).read_text()
-    outside = [url for url in re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"')>\s]+)", page) if not url.startswith("data:")]
+    outside = [
+        url for url in re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"')>\s]+)", page) if not url.startswith("data:")
+    ]
     assert outside == [] and "<script" not in page
     charts = re.findall(r"<svg.*?</svg>", page, re.S)
     assert len(charts) == 6

@@ -52,7 +52,9 @@ def test_resumed_equals_uninterrupted(world, variant):
     resume_run(part.outdir, steps=6)
     assert digest(part.outdir) == digest(whole)
     # Row 3 is the extra tick at the end of the shortened run.
-    assert [r for r in rows(part.outdir) if r["step"] in (0, 2, 6)] == [r for r in rows(whole) if r["step"] in (0, 2, 6)]
+    assert [r for r in rows(part.outdir) if r["step"] in (0, 2, 6)] == [
+        r for r in rows(whole) if r["step"] in (0, 2, 6)
+    ]
 
 
 def tamper(run: Path, change) -> None:
@@ -97,7 +99,7 @@ LOST = {
 
 @pytest.mark.parametrize("item", [None, *LOST])
 def test_every_state_item_matters(world, item):
-    """Resume from the middle of a statistics window: equal with the whole state, different without any one item of it."""
+    """Resume from the middle of a statistics window: equal with the whole state, different without any item of it."""
     whole = start_run("adafm", settings(world, "whole", freeze_g=2, snap=3, tick=4, keep=3))
     part = world / "part"
     shutil.copytree(whole, part)
@@ -111,18 +113,21 @@ def test_every_state_item_matters(world, item):
 
 def child(config_changes: dict, tmp_path: Path) -> list[str]:
     code = (
-        "import sys; sys.path.insert(0, {tests!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\nimport torch\ntorch.set_num_threads(1)\n"
         "from tiny import settings\nfrom adafm_trainer.cli import main\n"
         "from adafm_trainer.trainer.start import start_run\nfrom adafm_trainer.errors import AdafmError\n"
-        "try:\n    start_run('adafm', settings(Path({tmp!r}), **{changes!r}))\n"
+        f"try:\n    start_run('adafm', settings(Path({str(tmp_path)!r}), **{config_changes!r}))\n"
         "except AdafmError as error:\n    print(error, file=sys.stderr); sys.exit(error.exit_code)\n"
-    ).format(tests=str(Path(__file__).parent), tmp=str(tmp_path), changes=config_changes)
+    )
     return [sys.executable, "-c", code]
 
 
 def resume_command(run: Path) -> list[str]:
-    code = f"import torch; torch.set_num_threads(1)\nfrom adafm_trainer.cli import main\nraise SystemExit(main(['train', '--resume', {str(run)!r}]))"
+    code = (
+        "import torch; torch.set_num_threads(1)\nfrom adafm_trainer.cli import main\n"
+        f"raise SystemExit(main(['train', '--resume', {str(run)!r}]))"
+    )
     return [sys.executable, "-c", code]
 
 
@@ -162,7 +167,7 @@ def test_a_second_signal_exits_at_once(world):
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing(world):
-    """Kill -9 at random moments, twenty times: every resume finds a whole checkpoint, and the end is that of a whole run."""
+    """Kill -9 at random moments: every resume finds a whole checkpoint, and the end is that of an undisturbed run."""
     changes = {"freeze_g": 2, "steps": 240, "snap": 1, "tick": 40, "keep": 2}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -218,7 +223,11 @@ def test_a_second_process_is_refused_and_a_dead_lock_taken_over(tmp_path):
     run = RunDirectory(tmp_path)
     run.lock()
     holder = subprocess.run(
-        [sys.executable, "-c", f"from adafm_trainer.trainer.rundir import RunDirectory\nRunDirectory({str(tmp_path)!r}).lock()"],
+        [
+            sys.executable,
+            "-c",
+            f"from adafm_trainer.trainer.rundir import RunDirectory\nRunDirectory({str(tmp_path)!r}).lock()",
+        ],
         capture_output=True,
         text=True,
     )

@@ -85,7 +85,9 @@ def test_every_preset_runs_two_steps(world, method, faithful):
     values.pop("steps", None)
     # The tiny source has two stages of blocks; the published depths need seven groups.
     values["freeze_g"], values["freeze_d"] = min(values.get("freeze_g", 0), 2), min(values.get("freeze_d", 0), 1)
-    run = start_run(method, settings(world, steps=2, **{k: v for k, v in values.items() if k not in ("tick", "snap", "batch")}))
+    run = start_run(
+        method, settings(world, steps=2, **{k: v for k, v in values.items() if k not in ("tick", "snap", "batch")})
+    )
     rows = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     last = [row for row in rows if "event" not in row][-1]
     assert last["step"] == 2 and math.isfinite(last["d_loss"]) and last["images"] == 8
@@ -166,7 +168,9 @@ def test_too_many_frozen_groups_and_missing_source(world):
 
 
 def test_holdout_is_not_trained_on(world):
-    run = start_run("transfergan", settings(world, holdout=4, steps=1, eval_every=0, eval_samples=8, extractor="random-v1"))
+    run = start_run(
+        "transfergan", settings(world, holdout=4, steps=1, eval_every=0, eval_samples=8, extractor="random-v1")
+    )
     manifest = json.loads((run / "data_manifest.json").read_text())
     trained = {entry["sha256"] for entry in manifest["training"]["images"]}
     held = {entry["sha256"] for entry in manifest["evaluation"]["images"]}
@@ -186,7 +190,9 @@ def test_commands(world, capsys):
     arguments = ["eval", str(run), "--data", str(world / "other"), "--samples", "8", "--extractor", "random-v1"]
     assert cli.main([*arguments, "--json", str(scores)]) == 0
     assert "kid[random-v1]8_heldout" in json.loads(scores.read_text())["metrics"]
-    assert cli.main(["eval", str(run), "--data", str(world / "images"), "--samples", "8", "--extractor", "random-v1"]) == 0
+    assert (
+        cli.main(["eval", str(run), "--data", str(world / "images"), "--samples", "8", "--extractor", "random-v1"]) == 0
+    )
     assert "were trained on" in capsys.readouterr().out
     assert grid.is_file() and strip.is_file()
     first = grid.read_bytes()

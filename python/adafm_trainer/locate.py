@@ -39,4 +39,6 @@ def source_path(text: str) -> Path:
         if shipped.is_dir():
             return shipped
         raise SourceError("the bundled source network is missing from this installation: install the package again")
-    raise SourceError(f"no source at {text!r}: give a folder written by `adafm pretrain` or `adafm convert`, or `bundled`")
+    raise SourceError(
+        f"no source at {text!r}: give a folder written by `adafm pretrain` or `adafm convert`, or `bundled`"
+    )

@@ -23,7 +23,7 @@ class GoldenFile:
     def __init__(self, path: Path) -> None:
         with safe_open(path, "pt") as stream:
             metadata = stream.metadata() or {}
-            self.tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            self.tensors = {key: stream.get_tensor(key) for key in stream.keys()}
         self.path, self.config = path, json.loads(metadata.get("config", "{}"))
         self._read: set[str] = set()
 

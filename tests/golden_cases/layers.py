@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-
 from adafm_trainer.models.blocks import ResBlock
 from adafm_trainer.models.head import AdaIN, SmallH, StyleBlock
 from adafm_trainer.models.names import state_from_reference, to_reference
+from torch import Tensor, nn
 
 from .compare import GoldenFile
 
@@ -34,7 +33,9 @@ def adafm_layer(golden: GoldenFile) -> dict[str, Tensor]:
 def block(golden: GoldenFile) -> dict[str, Tensor]:
     convolution = nn.Conv2d
     if golden.config["kind"] == "adafm":
-        from adafm_kernels.nn import AdaFMConv2d as convolution
+        from adafm_kernels.nn import AdaFMConv2d
+
+        convolution = AdaFMConv2d
     x = golden.get("in.x").requires_grad_()
     module = ResBlock(golden.config["fin"], golden.config["fout"], conv=convolution)
     module.to(x.dtype).requires_grad_(True)

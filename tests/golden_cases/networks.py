@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from adafm_trainer.models.checkpoints import infer_config
 from adafm_trainer.models.config import ModelConfig
 from adafm_trainer.models.gpgan import build_discriminator, build_generator
 from adafm_trainer.models.names import state_from_reference
+from torch import Tensor, nn
 
 from .compare import GoldenFile
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor, nn
-
 from adafm_trainer.models.checkpoints import infer_config
 from adafm_trainer.models.gpgan import build_discriminator, build_generator
 from adafm_trainer.models.names import state_from_reference, to_reference
 from adafm_trainer.models.transfer import freeze
+from torch import Tensor, nn
 
 from .compare import GoldenFile
 from .networks import loaded

@@ -124,8 +124,9 @@ def table(result: dict) -> str:
         )
     lines.append("")
     lines.append(
-        f"{result['device']}, {result['threads']} threads, batch {result['batch']}, torch {result['versions']['torch']}, "
-        f"commit {result['commit']}, {result['rounds']} paired rounds; `{result['command']}`"
+        f"{result['device']}, {result['threads']} threads, batch {result['batch']}, "
+        f"torch {result['versions']['torch']}, commit {result['commit']}, {result['rounds']} paired rounds; "
+        f"`{result['command']}`"
     )
     return "\n".join(lines)
 

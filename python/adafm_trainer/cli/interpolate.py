@@ -50,8 +50,9 @@ def main(argv: list[str]) -> int:
     noise = draw_noise(generator, 0, "sample", 0, [seeds[0]] * len(path))
     if noise is not None:
         noise = tuple(n.to(device) for n in noise)
-    with torch.no_grad(), torch.autocast(
-        device.type, dtype=loaded.autocast or torch.bfloat16, enabled=loaded.autocast is not None
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, dtype=loaded.autocast or torch.bfloat16, enabled=loaded.autocast is not None),
     ):
         images = generator(path, None, noise).float().cpu()
     save_grid(args.out, images / loaded.config.data_scale, columns=args.frames, scale=args.scale)

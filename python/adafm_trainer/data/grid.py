@@ -30,7 +30,7 @@ def make_grid(images: torch.Tensor, columns: int | None = None, scale: int = 1) 
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[0] == 0:
         raise ValueError(f"images must be [N, 1 or 3, H, W] with N > 0, got {tuple(images.shape)}")
-    if columns is not None and columns < 1 or scale < 1:
+    if (columns is not None and columns < 1) or scale < 1:
         raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")
     pixels = to_uint8(images).cpu().numpy().transpose(0, 2, 3, 1)
     count, height, width, channels = pixels.shape

@@ -21,7 +21,7 @@ from .transfergan import copy_discriminator, source_generator_state
 
 
 class AdaFM(TransferMethod):
-    """Groups 1 to ``freeze_g`` of G frozen, their ``conv_0`` and ``conv_1`` modulated by gamma and beta; a head above them.
+    """Groups 1 to ``freeze_g`` of G frozen, their ``conv_0`` and ``conv_1`` modulated by gamma and beta; a head above.
 
     ``head`` decides what stands above: the source's own blocks, kept and trained (``source``); the paper's fresh small
     head (``new``); or that head fitted to the source's first (``distilled``). D comes from the source with groups 1 to
@@ -126,6 +126,6 @@ def _requires_grad(generator: nn.Module) -> bool:
 def _check_groups(config: TrainConfig) -> None:
     if config.freeze_g < 2:
         raise SourceError(
-            f"--freeze-g is {config.freeze_g}: AdaFM modulates the blocks of the frozen groups, and group 1 is conv_img "
-            "alone; freeze at least 2 groups, or use `adafm train transfergan`"
+            f"--freeze-g is {config.freeze_g}: AdaFM modulates the blocks of the frozen groups, and group 1 is "
+            "conv_img alone; freeze at least 2 groups, or use `adafm train transfergan`"
         )

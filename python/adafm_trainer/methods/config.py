@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Lengths and intervals are counted in optimizer steps (one generator and one discriminator step)."""
+    """One training run. Lengths and intervals count optimizer steps: one generator and one discriminator step each."""
 
     data: str
     """Training images: a folder or a zip of images."""
@@ -44,12 +44,12 @@ class TrainConfig:
     freeze_d: int = 0
     """Discriminator groups frozen, counted from the image side (the n of GmDn)."""
     copy: Literal["all", "gmdn"] = "all"
-    """What is taken from the source: all, or gmdn: everything but the first linear layer, the last one and embeddings."""
+    """What is taken from the source: all, or gmdn: all but the first linear layer, the last one and embeddings."""
     source_weights: Literal["average", "raw"] = "average"
     """Generator taken from the source: its weight average where it has one, or the raw weights (as the paper did)."""
     head: Literal["source", "new", "distilled"] = "source"
-    """`adafm` only. source: keep and train the source's own blocks above the modulated ones; new: the paper's fresh small
-    head; distilled: that head, first fitted to what the source's own blocks put out."""
+    """`adafm` only. source: keep and train the source's own blocks above the modulated ones; new: the paper's fresh
+    small head; distilled: that head, first fitted to what the source's own blocks put out."""
     adafm_start: int = 0
     """`adafm` only: steps that run with gamma and beta held at identity before they are trained."""
 

@@ -24,8 +24,8 @@ REG_TYPES = ("real", "fake", "real_fake")
 class StepConfig:
     """Loss and precision of one iteration.
 
-    ``reg_param`` multiplies the mean penalty (no factor one half); with ``reg_interval`` k the penalty is taken in every
-    k-th discriminator step with k times the weight, which keeps its mean strength.
+    ``reg_param`` multiplies the mean penalty (no factor one half); with ``reg_interval`` k the penalty is taken in
+    every k-th discriminator step with k times the weight, which keeps its mean strength.
     ``saturation_weight`` and ``saturation_limit`` belong to ``losses.saturation_penalty``; 0 switches it off.
     ``autocast`` is the compute type inside the networks, None for the parameters' own; ``reg_autocast`` the same for
     the pass that the penalty differentiates twice.
@@ -46,7 +46,9 @@ class StepConfig:
         if self.reg_type not in REG_TYPES:
             raise ValueError(f"reg_type is {self.reg_type!r}; expected one of {', '.join(REG_TYPES)}")
         if self.reg_interval < 1:
-            raise ValueError(f"reg_interval is {self.reg_interval}; it counts discriminator steps and must be at least 1")
+            raise ValueError(
+                f"reg_interval is {self.reg_interval}; it counts discriminator steps and must be at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class GeneratorResult:
 
 @dataclass(frozen=True)
 class DiscriminatorResult:
-    """Losses are batch means; ``reg_real``, ``reg_fake`` weighted penalties; ``r1_*`` unweighted, per sample, or None."""
+    """Losses are batch means; ``reg_*`` weighted penalties and ``r1_*`` unweighted ones per sample, or None."""
 
     loss_real: Tensor
     loss_fake: Tensor
@@ -109,7 +111,9 @@ class GanStep:
             loss = generator_loss(logits)
             total = loss
             if self.config.saturation_weight:
-                total = loss + self.config.saturation_weight * saturation_penalty(pre_tanh, self.config.saturation_limit)
+                total = loss + self.config.saturation_weight * saturation_penalty(
+                    pre_tanh, self.config.saturation_limit
+                )
             finite = self._backward_and_step(total, self.opt_g, 0)
         finally:
             for p in trained:

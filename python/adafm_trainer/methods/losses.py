@@ -30,9 +30,9 @@ def fake_loss(logits: Tensor) -> Tensor:
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """Squared norm of the gradient of the summed logits with respect to the images, one value a sample.
 
-    ``logits [B]`` must have been computed from ``images [B, C, H, W]`` with ``images.requires_grad``. The result ``[B]``
-    is differentiable once more (its backward is a double backward of the discriminator). The gradient has the type of
-    the step; squares and sums are taken in float32 (float64 for float64).
+    ``logits [B]`` must have been computed from ``images [B, C, H, W]`` with ``images.requires_grad``. The result
+    ``[B]`` is differentiable once more (its backward is a double backward of the discriminator). The gradient has the
+    type of the step; squares and sums are taken in float32 (float64 for float64).
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return _wide(gradient).square().flatten(1).sum(1)
@@ -41,8 +41,8 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 def saturation_penalty(pre_tanh: Tensor, limit: float) -> Tensor:
     """Mean of relu(|v| - limit)^2 over the generator's output before tanh.
 
-    White paper drives tanh into saturation, where its gradient vanishes and a generator that has once turned white stays
-    white. The penalty keeps the pre-image within reach; it is zero for every value inside ``[-limit, limit]``.
+    White paper drives tanh into saturation, where its gradient vanishes and a generator that has once turned white
+    stays white. The penalty keeps the pre-image within reach; it is zero for every value inside ``[-limit, limit]``.
     """
     return F.relu(_wide(pre_tanh).abs() - limit).square().mean()
 

@@ -42,7 +42,11 @@ class TransferGAN(TransferMethod):
         log: Callable[[str], None],
         autocast: torch.dtype | None = None,
     ) -> None:
-        log(copy_source(networks.generator, source_generator_state(source, config, log), config.copy).summary("generator"))
+        log(
+            copy_source(networks.generator, source_generator_state(source, config, log), config.copy).summary(
+                "generator"
+            )
+        )
         copy_discriminator(networks.discriminator, source, config, log)
 
     def generator_groups(self, networks: Networks, config: TrainConfig) -> list[Group]:

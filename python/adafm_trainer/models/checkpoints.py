@@ -188,9 +188,7 @@ def _describe(value: Any) -> str:
     return type(value).__name__
 
 
-def _infer_gpgan(
-    arch: str, generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None
-) -> ModelConfig:
+def _infer_gpgan(arch: str, generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None) -> ModelConfig:
     channels, nf = generator["conv_img.weight"].shape[:2]
     rows, columns = generator["fc.weight"].shape
     nlabels, embed = generator["embedding.weight"].shape if "embedding.weight" in generator else (1, 0)
@@ -207,9 +205,7 @@ def _infer_gpgan(
     return cfg
 
 
-def _infer_adafm(
-    generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None, base: str
-) -> ModelConfig:
+def _infer_adafm(generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor] | None, base: str) -> ModelConfig:
     channels, nf = generator["conv_img.weight"].shape[:2]
     style_dim, z_dim = generator["small_style.1.linear.weight"].shape
     nlabels, embed = generator["small_embedding.weight"].shape if "small_embedding.weight" in generator else (1, 0)

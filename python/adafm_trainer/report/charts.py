@@ -48,10 +48,15 @@ def line_chart(title: str, series: list[Series], x_label: str, y_label: str) -> 
             parts += [f'<circle class="dot c{k}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>' for x, y in s.points]
     parts.append(f'<text x="{(WIDTH + _LEFT) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     middle = (HEIGHT - _BOTTOM) / 2
-    parts.append(f'<text transform="rotate(-90 12 {middle:.0f})" x="12" y="{middle:.0f}" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(
+        f'<text transform="rotate(-90 12 {middle:.0f})" x="12" y="{middle:.0f}" text-anchor="middle">'
+        f"{escape(y_label)}</text>"
+    )
     parts.append("</svg>")
     legend = "".join(f'<span><i class="key c{k}"></i>{escape(s.label)}</span>' for k, s in enumerate(drawn))
-    return f'<figure><figcaption>{escape(title)}</figcaption>{"".join(parts)}<div class="legend">{legend}</div></figure>'
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption>{"".join(parts)}<div class="legend">{legend}</div></figure>'
+    )
 
 
 def interval_chart(title: str, rows: list[tuple[str, float, float | None, float | None]], x_label: str) -> str:
@@ -74,11 +79,15 @@ def interval_chart(title: str, rows: list[tuple[str, float, float | None, float 
         parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>')
         parts.append(f'<line class="grid" x1="{x_of(0):.1f}" x2="{x_of(value):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         if low is not None and high is not None:
-            parts.append(f'<line class="line c0" x1="{x_of(low):.1f}" x2="{x_of(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(
+                f'<line class="line c0" x1="{x_of(low):.1f}" x2="{x_of(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
         parts.append(f'<circle class="dot c0" cx="{x_of(value):.1f}" cy="{y:.1f}" r="5"/>')
         end = x_of(max(value, high if high is not None else value))
         parts.append(f'<text x="{end + 9:.1f}" y="{y + 4:.1f}">{value:.3f}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text x="{(left + width - right) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     return f'<figure class="wide"><figcaption>{escape(title)}</figcaption>{"".join(parts)}</svg></figure>'
 
 

@@ -20,7 +20,7 @@ _EXPLAINED = {
     "recall": "share of real images near a sample",
     "density": "how densely samples lie among real images",
     "diversity": "mean distance between samples in feature space",
-    "nearest_share": "share of samples closer to a training image than training images are to each other; high means copies",
+    "nearest_share": "share of samples closer to a training image than those are to each other; high means copies",
     "fd": "Fr\u00e9chet distance; biased for small sets",
 }
 
@@ -56,7 +56,8 @@ def _head(record: RunRecord) -> str:
     device = record.environment.get("cpu") or record.environment.get("device", "unknown device")
     parts.append(
         f'<p class="dim">{steps:,} of {config.get("steps", steps):,} steps, batch {config.get("batch", "?")}, '
-        f"seed {config.get('seed', '?')}, {escape(str(record.environment.get('compute', '')))}, {escape(str(device))}</p>"
+        f"seed {config.get('seed', '?')}, {escape(str(record.environment.get('compute', '')))}, "
+        f"{escape(str(device))}</p>"
     )
     if verdict := _verdict(record):
         parts.append(f'<p class="verdict">{verdict}</p>')
@@ -75,9 +76,8 @@ def _verdict(record: RunRecord) -> str:
     source = next((row for row in record.comparison if row["steps"] == 0), None)
     before = source and source["metrics"].get(name)
     if before and before["value"] > 0:
-        text += (
-            f", {entry['value'] / before['value']:.0%} of the unadapted source\u2019s {before['value']:.3f}{_interval(before)}"
-        )
+        share = entry["value"] / before["value"]
+        text += f", {share:.0%} of the unadapted source\u2019s {before['value']:.3f}{_interval(before)}"
     split = "images withheld from training" if name.endswith("heldout") else "the training images themselves"
     return f"{text}, measured against {split} <span class='dim'>({escape(name)})</span>."
 
@@ -124,13 +124,20 @@ def _comparison(record: RunRecord) -> str:
     committed = sorted({(row["device"], row["steps"]) for row in record.comparison if row["committed"]})
     if committed:
         where = "; ".join(f"{escape(str(device))}, {steps:,} steps" for device, steps in committed)
-        notes.append(f"* committed result of the demo\u2019s settings, measured on: {where}. `adafm demo --compare` makes it again here.")
+        notes.append(
+            f"* committed result of the demo\u2019s settings, measured on: {where}. "
+            "`adafm demo --compare` makes it again here."
+        )
     if unlike:
-        notes.append("A dash stands where a row was measured with another feature network or count: such numbers are not comparable.")
+        notes.append(
+            "A dash stands where a row was measured with another feature network or count: such numbers are not "
+            "comparable."
+        )
     tail = "".join(f'<p class="dim">{note}</p>' for note in notes)
     return (
         f"<h2>Beside what it must be compared with</h2>{chart}"
-        f"<div class='scroll'><table><tr><th>run</th><th>steps</th>{header}<th class='text'>what</th></tr>{''.join(rows)}</table></div>"
+        f"<div class='scroll'><table><tr><th>run</th><th>steps</th>{header}<th class='text'>what</th></tr>"
+        f"{''.join(rows)}</table></div>"
         f"{_legend(names)}{tail}"
     )
 
@@ -140,7 +147,10 @@ def _evolution(record: RunRecord) -> str:
     if len(grids) < 2:
         return ""
     figures = "".join(f"<figure><figcaption>step {_step(g):,}</figcaption>{_image(g)}</figure>" for g in grids)
-    return f"<h2>How the samples changed</h2><p class='dim'>The same 64 latents throughout, from the weight average.</p><div class='strip'>{figures}</div>"
+    return (
+        "<h2>How the samples changed</h2><p class='dim'>The same 64 latents throughout, from the weight average.</p>"
+        f"<div class='strip'>{figures}</div>"
+    )
 
 
 def _curves(record: RunRecord) -> str:
@@ -158,7 +168,10 @@ def _curves(record: RunRecord) -> str:
         line_chart("Logits", [series("d_real", "D(real)"), series("d_fake", "D(fake)")], "step", "mean logit"),
         line_chart("R1 penalty", [series("r1", "squared gradient norm, unweighted")], "step", "mean |grad|\u00b2"),
         line_chart(
-            "Distance from identity", [series("gamma_distance", "gamma"), series("beta_distance", "beta")], "step", "rms"
+            "Distance from identity",
+            [series("gamma_distance", "gamma"), series("beta_distance", "beta")],
+            "step",
+            "rms",
         ),
         line_chart(
             "Watch for collapse",
@@ -181,11 +194,16 @@ def _memorisation(record: RunRecord) -> str:
     picture = record.root / "nearest.png"
     if not picture.is_file():
         return ""
-    text = "Each generated image stands over the training image nearest to it in feature space, closest pair first. Pairs that look the same would mean that training images were copied."
+    text = (
+        "Each generated image stands over the training image nearest to it in feature space, closest pair first. "
+        "Pairs that look the same would mean that training images were copied."
+    )
     found = _named(record.metrics[-1]["metrics"], "nearest_share") if record.metrics else None
     if found is not None:
         name, entry = found
-        text += f" {entry['value']:.1%} of the samples are nearer to a training image than 95 % of the training images are to each other"
+        text += (
+            f" {entry['value']:.1%} of the samples are nearer to a training image than 95 % of those are to each other"
+        )
         text += f" ({escape(entry['note'])}; {escape(name)})." if entry.get("note") else f" ({escape(name)})."
     return f"<h2>Is it copying?</h2><p>{text}</p>{_image(picture)}"
 
@@ -205,8 +223,9 @@ def _blocks(record: RunRecord) -> str:
         total, trainable = (sum(row[key] for row in own) for key in ("parameters", "trainable"))
         rows.append(f"<tr class='this'><td>{network} total</td><td></td><td>{total:,}</td><td>{trainable:,}</td></tr>")
     return (
-        "<h2>What was trained</h2><p class='dim'>Groups are counted from the image side. An adapter group is frozen but for its gamma and beta.</p>"
-        "<div class='scroll'><table><tr><th>group</th><th class='text'>state</th><th>parameters</th><th>trainable</th></tr>"
+        "<h2>What was trained</h2><p class='dim'>Groups are counted from the image side. An adapter group is frozen but for "
+        "its gamma and beta.</p><div class='scroll'><table>"
+        "<tr><th>group</th><th class='text'>state</th><th>parameters</th><th>trainable</th></tr>"
         f"{''.join(rows)}</table></div>"
     )
 
@@ -229,7 +248,8 @@ def _settings(record: RunRecord) -> str:
 def _legend(names: list[str]) -> str:
     items = "; ".join(f"<b>{escape(_prefix(n))}</b> {escape(_EXPLAINED[_prefix(n)])}" for n in names)
     protocol = ", ".join(names[:1])
-    return f"<p class='dim'>{items}. Extractor, number of samples and split are in the metric\u2019s name: {escape(protocol)}.</p>"
+    where = "Extractor, number of samples and split are in the metric\u2019s name"
+    return f"<p class='dim'>{items}. {where}: {escape(protocol)}.</p>"
 
 
 def _grids(record: RunRecord) -> list[Path]:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 from safetensors.torch import save_file
 from torch import nn
+
+from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
 from ..methods.config import TrainConfig
 from .assemble import Assembly

@@ -37,7 +37,10 @@ class Assembly:
 
     def load(self, model: dict[str, Tensor], average: dict[str, Tensor], trainer: dict) -> None:
         """Put a checkpoint's tensors and counters in place; any missing or unexpected tensor is an error."""
-        for prefix, network in (("generator.", self.networks.generator), ("discriminator.", self.networks.discriminator)):
+        for prefix, network in (
+            ("generator.", self.networks.generator),
+            ("discriminator.", self.networks.discriminator),
+        ):
             part = {k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)}
             _load_exactly(network, part, prefix)
         _load_exactly(self.average.module, average, "average.")
@@ -110,9 +113,12 @@ def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.
     ]
     if not listed:
         raise SourceError(
-            f"nothing is left to train in the {type(module).__name__}: every group is frozen; lower --freeze-g or --freeze-d"
+            f"nothing is left to train in the {type(module).__name__}: every group is frozen; "
+            "lower --freeze-g or --freeze-d"
         )
-    return torch.optim.Adam(listed, lr=config.lr_g, betas=(float(config.beta1), float(config.beta2)), eps=1e-8, fused=True)
+    return torch.optim.Adam(
+        listed, lr=config.lr_g, betas=(float(config.beta1), float(config.beta2)), eps=1e-8, fused=True
+    )
 
 
 def _load_exactly(network: nn.Module, state: dict[str, Tensor], prefix: str) -> None:

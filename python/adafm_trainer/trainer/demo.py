@@ -49,7 +49,9 @@ VARIANTS = (
 )
 
 
-def demo_config(outdir: str | Path, steps: int, eval_samples: int, seed: int = 0, precision: str = "auto") -> TrainConfig:
+def demo_config(
+    outdir: str | Path, steps: int, eval_samples: int, seed: int = 0, precision: str = "auto"
+) -> TrainConfig:
     """Settings of the demo's AdaFM run."""
     values = {
         **preset("adafm"),
@@ -140,7 +142,10 @@ def table(rows: list[dict]) -> str:
     """The comparison as text: one line a run, KID with its interval, then the other metrics."""
     names = list(rows[0]["metrics"])
     short = {name: name.partition("[")[0] for name in names}
-    lines = [f"{'run':26} {'steps':>6}  " + "  ".join(f"{short[n]:>22}" if i == 0 else f"{short[n]:>13}" for i, n in enumerate(names))]
+    lines = [
+        f"{'run':26} {'steps':>6}  "
+        + "  ".join(f"{short[n]:>22}" if i == 0 else f"{short[n]:>13}" for i, n in enumerate(names))
+    ]
     for row in rows:
         cells = []
         for i, name in enumerate(names):

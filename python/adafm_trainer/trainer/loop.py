@@ -6,7 +6,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..data.grid import save_grid
@@ -184,9 +183,9 @@ class Trainer:
             self._warn(message)
         if self.step >= 200 and gauges.pixel_std < 0.02:
             raise DivergedError(
-                f"the samples of step {self.step} are blank (pixel deviation {gauges.pixel_std:.4f}): tanh has saturated "
-                "and its gradient vanished. Start again with another --seed, --saturation 0.1, --data-scale 0.95 or a "
-                "larger --r1-gamma"
+                f"the samples of step {self.step} are blank (pixel deviation {gauges.pixel_std:.4f}): tanh has "
+                "saturated and its gradient vanished. Start again with another --seed, --saturation 0.1, --data-scale "
+                "0.95 or a larger --r1-gamma"
             )
         self.clock.lap()
 

@@ -31,7 +31,8 @@ class Console:
         width = 32
         filled = width * step // steps
         left = duration((steps - step) * seconds_per_step)
-        text = f"[{'#' * filled}{'.' * (width - filled)}] {step}/{steps}  {1 / max(seconds_per_step, 1e-9):.1f} it/s  {left} left"
+        rate = 1 / max(seconds_per_step, 1e-9)
+        text = f"[{'#' * filled}{'.' * (width - filled)}] {step}/{steps}  {rate:.1f} it/s  {left} left"
         print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)
         self._drawn = True
 

@@ -22,9 +22,7 @@ def draw_noise(
     shapes = generator.noise_shapes
     if not shapes:
         return None
-    return tuple(
-        keyed.normal(seed, f"{stream}/noise{k}", step, indices, (1, *shape)) for k, shape in enumerate(shapes)
-    )
+    return tuple(keyed.normal(seed, f"{stream}/noise{k}", step, indices, (1, *shape)) for k, shape in enumerate(shapes))
 
 
 @torch.no_grad()

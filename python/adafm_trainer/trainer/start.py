@@ -163,9 +163,13 @@ def save_source(trainer: Trainer, run: RunDirectory) -> Path:
 def _load_source(config: TrainConfig, method: TransferMethod, model: ModelConfig | None) -> SourcePair | None:
     if config.source is None:
         if method.needs_source:
-            raise UsageError(f"`adafm train {method.name}` starts from a source: add --source FOLDER or --source bundled")
+            raise UsageError(
+                f"`adafm train {method.name}` starts from a source: add --source FOLDER or --source bundled"
+            )
         if model is None:
-            raise UsageError("the networks' sizes are not known: give --source (for its sizes only) or use `adafm pretrain`")
+            raise UsageError(
+                "the networks' sizes are not known: give --source (for its sizes only) or use `adafm pretrain`"
+            )
         return None
     return load_pair(source_path(config.source))
 
@@ -174,11 +178,14 @@ def _evaluator(config: TrainConfig, data: Data, console: Console) -> Evaluator |
     if config.eval_every < 0 or data.reals is None:
         return None
     extractor = get_extractor(config.extractor)
-    words = {"heldout": "images withheld from training", "train": "the training images themselves (nothing is held out)"}
-    console.line(f"evaluation: {config.eval_samples} samples against {len(data.reals)} {words[data.split]}, {extractor.name}")
-    return Evaluator(
-        extractor, data.reals.pixels, data.split, data.training.pixels, config.eval_samples, config.seed
+    words = {
+        "heldout": "images withheld from training",
+        "train": "the training images themselves (nothing is held out)",
+    }
+    console.line(
+        f"evaluation: {config.eval_samples} samples against {len(data.reals)} {words[data.split]}, {extractor.name}"
     )
+    return Evaluator(extractor, data.reals.pixels, data.split, data.training.pixels, config.eval_samples, config.seed)
 
 
 def _describe(
@@ -225,5 +232,3 @@ def _train(trainer: Trainer, run: RunDirectory) -> Path:
             report = write_report(run.root)
             trainer.console.line(f"report: {report}")
     return run.root
-
-

@@ -1,0 +1,101 @@
+"""Every command and every snippet of README.md runs, with few steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from adafm_trainer import cli
+from adafm_trainer.models.config import ModelConfig
+from adafm_trainer.models.gpgan import build_discriminator, build_generator
+from tiny import image_folder
+from torch import nn
+
+import adafm_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for language, block in BLOCKS
+    if not language
+    for line in block.splitlines()
+    if line.startswith("adafm ")
+]
+SHORT = {
+    "train": ["--steps", "2", "--tick", "2", "--snap", "5", "--eval-every", "-1", "--batch", "2"],
+    "pretrain": ["--steps", "2", "--tick", "2", "--snap", "5", "--eval-every", "-1", "--batch", "2", "--nf", "8"],
+    "eval": ["--samples", "6", "--extractor", "random-v1"],
+    "bench": ["--rounds", "1", "--batch", "1"],
+}
+
+
+def python_blocks():
+    return [block for language, block in BLOCKS if language == "python"]
+
+
+def test_readme_has_what_it_promises():
+    assert len(COMMANDS) >= 10 and len(python_blocks()) == 2
+    used = {shlex.split(command)[1] for command in COMMANDS}
+    assert {"train", "sample", "interpolate", "eval", "pretrain", "convert", "doctor"} <= used
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_commands_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, seed in (("my_images", 0), ("many_images", 1), ("held_out_images", 2)):
+        image_folder(tmp_path / folder, seed=seed)
+    model = ModelConfig(arch="resnet4", size=64, nf=4, z_dim=8, embed=1)
+    networks = {"generator": build_generator(model), "discriminator": build_discriminator(model)}
+    states = {k: {f"module.{n}": v for n, v in m.state_dict().items()} for k, m in networks.items()}
+    torch.save(states, "celeba-ab478c9d.pt")
+    for command in COMMANDS:
+        words = shlex.split(command)[1:]
+        extra = [] if "--resume" in words else SHORT.get(words[0], [])
+        assert cli.main([*words, *extra]) == 0, command
+    assert (tmp_path / "grid.png").is_file() and (tmp_path / "strip.png").is_file()
+    assert (tmp_path / "sources" / "celeba" / "model.json").is_file()
+
+
+def test_equivalent_of_modulate():
+    signature, equivalent = python_blocks()[0].split("# equivalent to")
+    names = {"weight": torch.randn(4, 3, 3, 3), "gamma": torch.randn(4, 3), "beta": torch.randn(4, 3)}
+    names.update(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    plain = eval(equivalent.strip(), dict(names))
+    fused = adafm_kernels.modulate(
+        names["weight"], names["gamma"], names["beta"], dtype=torch.bfloat16, memory_format=torch.channels_last
+    )
+    torch.testing.assert_close(fused, plain, rtol=1e-2, atol=1e-2)
+    assert signature.strip().startswith("adafm_kernels.modulate(weight, gamma, beta, *, dtype=None, memory_format=None")
+
+
+def test_swap_a_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+
+    net, x = Net(), torch.randn(2, 3, 8, 8)
+    before = net.conv(x)
+    scope = {"net": net}
+    first, last = python_blocks()[1].split("# ...", 1)
+    exec(first, scope)
+    assert torch.equal(net.conv(x), before) and not net.conv.weight.requires_grad
+    with torch.no_grad():
+        net.conv.gamma.mul_(1.5)
+    changed = net.conv(x)
+    exec(last.split("\n", 1)[1], scope)
+    assert type(net.conv) is nn.Conv2d and torch.equal(net.conv(x), changed)
+
+
+@pytest.mark.parametrize("word", ["TODO", "@DEMO", "@BENCH"])
+def test_readme_is_finished(word):
+    assert word not in README
