@@ -223,8 +223,8 @@ def _blocks(record: RunRecord) -> str:
         total, trainable = (sum(row[key] for row in own) for key in ("parameters", "trainable"))
         rows.append(f"<tr class='this'><td>{network} total</td><td></td><td>{total:,}</td><td>{trainable:,}</td></tr>")
     return (
-        "<h2>What was trained</h2><p class='dim'>Groups are counted from the image side. An adapter group is frozen but for "
-        "its gamma and beta.</p><div class='scroll'><table>"
+        "<h2>What was trained</h2><p class='dim'>Groups are counted from the image side. An adapter group is frozen "
+        "but for its gamma and beta.</p><div class='scroll'><table>"
         "<tr><th>group</th><th class='text'>state</th><th>parameters</th><th>trainable</th></tr>"
         f"{''.join(rows)}</table></div>"
     )
