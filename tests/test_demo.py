@@ -45,6 +45,13 @@ def test_demo_refuses_a_folder_in_use(demo):
         cli.demo.run_demo(demo, steps=1, eval_samples=2)
 
 
+def test_demo_can_be_run_again(tmp_path):
+    assert cli.demo.free_folder(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert cli.demo.free_folder(tmp_path / "demo") == tmp_path / "demo-3"
+
+
 def test_modulation_trains_from_the_first_step(demo):
     assert demo_config("x", 500, 500).adafm_start == 0
     rows = [json.loads(line) for line in (demo / "stats.jsonl").read_text().splitlines()]

@@ -13,8 +13,8 @@ from .flags import parse
 class DemoArgs:
     """Adapt the bundled source network to 100 bundled images of a style it has never seen."""
 
-    outdir: Path = Path("runs/demo")
-    """Folder for the run and its report; it must be empty or absent."""
+    outdir: Path | None = None
+    """Folder for the run and its report, empty or absent; by default runs/demo, or runs/demo-2 and so on once taken."""
     steps: int = STEPS
     """Optimizer steps."""
     eval_samples: int = 500
@@ -25,7 +25,17 @@ class DemoArgs:
     """Also run the baselines (modulation held at identity, full fine-tuning, from scratch) here, at the same steps."""
 
 
+def free_folder(wanted: Path) -> Path:
+    """``wanted``, or with the first number behind it that is not taken."""
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
 def main(argv: list[str]) -> int:
     args = parse(DemoArgs, "adafm demo", argv)
-    run_demo(args.outdir, steps=args.steps, eval_samples=args.eval_samples, seed=args.seed, compare=args.compare)
+    outdir = free_folder(Path("runs/demo")) if args.outdir is None else args.outdir
+    run_demo(outdir, steps=args.steps, eval_samples=args.eval_samples, seed=args.seed, compare=args.compare)
     return 0

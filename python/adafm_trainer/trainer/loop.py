@@ -72,7 +72,7 @@ class Trainer:
         """
         config = self.config
         if self.step == 0:
-            save_grid(self.run_directory.root / "reals.png", self._reals[:GRID])
+            save_grid(self.run_directory.root / "reals.png", self._reals[:GRID] / config.data_scale)
             self._tick()
             self._save()
         with StopRequest() as stop:
