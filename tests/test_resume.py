@@ -131,7 +131,7 @@ def resume_command(run: Path) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=180):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the run did not get that far"
