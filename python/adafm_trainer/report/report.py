@@ -12,16 +12,13 @@ from .charts import Series, interval_chart, line_chart
 from .pictures import evolution
 from .read import RunRecord, read_run
 
-_COLUMNS = ("kid", "coverage", "precision", "recall", "density", "diversity", "nearest_share", "fd")
+_COLUMNS = ("kid", "diversity", "coverage", "precision", "nearest_share")
 _EXPLAINED = {
     "kid": "kernel inception distance, unbiased; 0 is equal, lower is better",
     "coverage": "share of real images with a sample nearby; higher is better",
     "precision": "share of samples near a real image",
-    "recall": "share of real images near a sample",
-    "density": "how densely samples lie among real images",
     "diversity": "mean distance between samples in feature space",
     "nearest_share": "share of samples closer to a training image than those are to each other; high means copies",
-    "fd": "Fr\u00e9chet distance; biased for small sets",
 }
 
 
@@ -101,9 +98,10 @@ def _comparison(record: RunRecord) -> str:
     first = record.comparison[0]["metrics"]
     names = [name for prefix in _COLUMNS if (name := _full_name(first, prefix))]
     kid = _full_name(first, "kid")
+    own = next((row for row in record.comparison if row["steps"] > 0), None)
     rows, unlike = [], False
     for row in record.comparison:
-        state = "this" if not row["committed"] and row["steps"] > 0 else ""
+        state = "this" if row is own else ""
         mark = "" if not row["committed"] else " *"
         cells = []
         for name in names:
