@@ -11,17 +11,19 @@ import torch
 from adafm_trainer import cli
 from adafm_trainer.cli.interpolate import slerp
 from adafm_trainer.cli.sample import parse_seeds
-from adafm_trainer.cli.train import parse_config
+from adafm_trainer.cli.train import parse_config, parse_rerun
 from adafm_trainer.errors import DataError, DivergedError, SourceError, UsageError
 from adafm_trainer.locate import image_path, source_path
+from adafm_trainer.methods.adafm import AdaFM
 from adafm_trainer.methods.config import TrainConfig, read_config, write_config
 from adafm_trainer.methods.presets import METHODS, preset
+from adafm_trainer.models.gpgan import build_generator
 from adafm_trainer.models.source import load_pair
 from adafm_trainer.trainer.collapse import CollapseWatch
 from adafm_trainer.trainer.load import load_run
 from adafm_trainer.trainer.progress import duration
 from adafm_trainer.trainer.start import start_run
-from tiny import MODEL, image_folder, settings, source_folder
+from tiny import MODEL, digest, image_folder, settings, source_folder
 
 
 @pytest.fixture
@@ -100,6 +102,40 @@ def test_faithful_flag_and_overrides():
     assert (config.adafm_start, config.r1_gamma, config.r1_interval, config.head) == (10001, 20.0, 1, "new")
     assert config.lr_g == 3e-4 and config.faithful
     assert parse_config("adafm", "x", ["--data", "d", "--outdir", "o"]).head == "source"
+
+
+def test_config_file_runs_again(world):
+    first = start_run("adafm", settings(world, "first", freeze_g=2))
+    assert cli.main(["train", "--config", str(first / "config.yaml"), "--outdir", str(world / "again")]) == 0
+    assert digest(world / "again") == digest(first)
+    arguments = ["train", "adafm", f"--config={first / 'config.yaml'}", "--outdir", str(world / "other"), "--seed", "1"]
+    assert cli.main(arguments) == 0
+    assert digest(world / "other") != digest(first)
+    with pytest.raises(UsageError, match="is of method 'adafm'"):
+        parse_rerun(["scratch", "--config", str(first / "config.yaml")])
+    with pytest.raises(UsageError, match="no such file"):
+        parse_rerun(["--config", str(world / "none.yaml")])
+
+
+def test_new_heads_start_at_the_source_s_scale(world, monkeypatch):
+    monkeypatch.setattr("adafm_trainer.methods.adafm.DISTIL_STEPS", 40)
+    lines = []
+    source = load_pair(world / "source")
+    teacher = build_generator(MODEL)
+    teacher.load_state_dict(source.average_state)
+    z = torch.randn(64, MODEL.z_dim)
+    scale = teacher.activations_at_join(z, None, 2).std()
+    errors = {}
+    for head in ("new", "distilled"):
+        config, method = settings(world, head, freeze_g=2, head=head), AdaFM()
+        networks = method.structure(method.target_model(source.cfg, config), config)
+        method.initialise(networks, source, config, lines.append)
+        with torch.no_grad():
+            made, wanted = networks.generator.head(z), teacher.activations_at_join(z, None, 2)
+        assert 0.5 * scale < made.std() < 2 * scale
+        errors[head] = (made - wanted).square().mean().item()
+    assert errors["distilled"] < 0.7 * errors["new"]
+    assert any("head fitted: relative error" in line for line in lines)
 
 
 def test_scratch_writes_a_source_that_loads(world):

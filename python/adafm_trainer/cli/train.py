@@ -1,4 +1,4 @@
-"""`adafm train METHOD` and `adafm train --resume RUN`."""
+"""`adafm train METHOD`, `adafm train --config FILE` and `adafm train --resume RUN`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import tyro
 
 from ..errors import UsageError
-from ..methods.config import TrainConfig
+from ..methods.config import TrainConfig, read_config
 from ..methods.presets import METHODS, preset
+from ..models.config import ModelConfig
 from ..trainer.start import resume_run, start_run
 from .flags import parse
 
@@ -34,9 +35,15 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
+    if any(a == "--config" or a.startswith("--config=") for a in argv):
+        method, config, model = parse_rerun(argv)
+        start_run(method, config, model)
+        return 0
     method, rest = argv[0], argv[1:]
     if method not in METHODS:
-        raise UsageError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}, or --resume RUN")
+        raise UsageError(
+            f"unknown method {method!r}; expected one of {', '.join(METHODS)}, --config FILE or --resume RUN"
+        )
     start_run(method, parse_config(method, f"adafm train {method}", rest))
     return 0
 
@@ -47,6 +54,24 @@ def parse_config(method: str, prog: str, argv: list[str]) -> TrainConfig:
     return parse(TrainConfig, prog, argv, TrainConfig(data=tyro.MISSING, outdir=tyro.MISSING, **values))
 
 
+def parse_rerun(argv: list[str]) -> tuple[str, TrainConfig, ModelConfig]:
+    """A run's config.yaml with the other flags of ``argv`` applied: method, settings, description of the networks."""
+    joined = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    at = joined.index("--config")
+    if at + 1 == len(joined):
+        raise UsageError("--config names no file; give a run's config.yaml")
+    path, rest = Path(joined[at + 1]), joined[:at] + joined[at + 2 :]
+    if not path.is_file():
+        raise UsageError(f"--config {path}: there is no such file")
+    method, config, model = read_config(path)
+    if rest and rest[0] in METHODS:
+        if rest[0] != method:
+            raise UsageError(f"--config {path} is of method {method!r}, the command asks for {rest[0]!r}")
+        rest = rest[1:]
+    return method, parse(TrainConfig, "adafm train", rest, config), ModelConfig.from_json(model)
+
+
 def _usage() -> str:
     methods = "\n".join(f"  adafm train {name} --source S --data D --outdir RUN" for name in METHODS)
-    return f"usage:\n{methods}\n  adafm train --resume RUN\n\nadafm train METHOD --help lists the flags of a method."
+    rest = "  adafm train --config RUN/config.yaml --outdir NEW\n  adafm train --resume RUN"
+    return f"usage:\n{methods}\n{rest}\n\nadafm train METHOD --help lists the flags of a method."
