@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from adafm_trainer.bench.step import CONFIGURATIONS, build, measure_steps, table
 from adafm_trainer.errors import UsageError
 from adafm_trainer.locate import source_path
 from adafm_trainer.models.source import load_pair
-from adafm_trainer.trainer.demo import STEPS, VARIANTS, committed_rows, demo_config
+from adafm_trainer.trainer.demo import COMMITTED, STEPS, VARIANTS, committed_rows, demo_config
 from adafm_trainer.trainer.sampling import draw_latents
 
 
@@ -74,6 +75,9 @@ def test_a_demo_step_runs_the_compiled_op():
 def test_committed_comparison_meets_its_claims():
     rows = {row["label"]: row for row in committed_rows()}
     assert set(rows) == {variant.label for variant in VARIANTS[1:]}
+    measured = json.loads(files("adafm_trainer").joinpath("assets", COMMITTED).read_text(encoding="utf-8"))
+    kid = {row["label"]: row["metrics"]["kid[efflite0]500_heldout"] for row in measured}
+    assert kid["AdaFM"]["high"] < min(kid["gamma, beta at identity"]["low"], kid["from scratch"]["low"])
     assert all(row["committed"] and row["device"] and row["steps"] == STEPS for row in rows.values())
 
 

@@ -153,16 +153,21 @@ def test_a_signal_saves_and_exits_75(world, number):
     assert step > 0 and not (world / "run" / "lock").exists()
 
 
-def test_a_second_signal_exits_at_once(world):
-    changes = {"freeze_g": 2, "name": "run", "steps": 100_000, "tick": 100_000, "snap": 100_000, "batch": 4000}
-    process = subprocess.Popen(child(changes, world), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(lambda: (world / "run" / "checkpoints" / "last.json").exists(), process)
-    time.sleep(0.5)
+def test_a_second_signal_exits_at_once():
+    """A step that never ends: the first signal only asks, the second ends the process."""
+    code = (
+        "import time\nfrom adafm_trainer.trainer.signals import StopRequest\n"
+        "with StopRequest() as stop:\n    print('ready', flush=True)\n"
+        "    while not stop.requested:\n        time.sleep(0.01)\n"
+        "    print('asked', flush=True)\n    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.05)
+    assert process.stdout.readline() == "asked\n"
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode in (128 + signal.SIGTERM, 75)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow

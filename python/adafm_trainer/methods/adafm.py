@@ -19,7 +19,7 @@ from .base import Group, Networks, TransferMethod, trained
 from .config import TrainConfig
 from .transfergan import copy_discriminator, source_generator_state
 
-# Steps that fit a distilled head to the source's own blocks: about a minute on two CPU cores at the bundled size.
+# Steps that fit a distilled head to the source's own blocks.
 DISTIL_STEPS = 300
 
 

@@ -18,7 +18,7 @@ _EXPLAINED = {
     "coverage": "share of real images with a sample nearby; higher is better",
     "precision": "share of samples near a real image",
     "diversity": "mean distance between samples in feature space",
-    "nearest_share": "share of samples closer to a training image than those are to each other; high means copies",
+    "nearest_share": "share of samples closer to a training image than 95 % of those are to their nearest",
 }
 
 
@@ -199,9 +199,7 @@ def _memorisation(record: RunRecord) -> str:
     found = _named(record.metrics[-1]["metrics"], "nearest_share") if record.metrics else None
     if found is not None:
         name, entry = found
-        text += (
-            f" {entry['value']:.1%} of the samples are nearer to a training image than 95 % of those are to each other"
-        )
+        f" {entry['value']:.1%} of the samples are nearer to a training image than 95 % of those are to theirs"
         text += f" ({escape(entry['note'])}; {escape(name)})." if entry.get("note") else f" ({escape(name)})."
     return f"<h2>Is it copying?</h2><p>{text}</p>{_image(picture)}"
 
