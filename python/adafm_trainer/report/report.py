@@ -199,7 +199,8 @@ def _memorisation(record: RunRecord) -> str:
     found = _named(record.metrics[-1]["metrics"], "nearest_share") if record.metrics else None
     if found is not None:
         name, entry = found
-        f" {entry['value']:.1%} of the samples are nearer to a training image than 95 % of those are to theirs"
+        share = f"{entry['value']:.1%}"
+        text += f" {share} of the samples are nearer to a training image than 95 % of those are to their nearest"
         text += f" ({escape(entry['note'])}; {escape(name)})." if entry.get("note") else f" ({escape(name)})."
     return f"<h2>Is it copying?</h2><p>{text}</p>{_image(picture)}"
 
