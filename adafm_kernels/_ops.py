@@ -14,7 +14,9 @@ each of which is one of the two ops again. Forward mode is not supported.
 
 The formulas are attached twice. ``torch.ops.adafm.*`` carry them through ``torch.library``; ``Modulate`` and
 ``ModulateBackward`` carry them as ``autograd.Function``, which ``torch.func.grad`` needs, and which raises in forward
-mode where a registered op would give a zero tangent without a word. The Functions are the public entry.
+mode where a registered op would give a zero tangent without a word. The Functions are the public entry: ``modulate``
+runs them, or, for plain tensors outside every transform and mode, ``_EagerModulate``, which has the same formulas and
+calls the backend without passing through the dispatcher twice.
 """
 
 import inspect
@@ -47,14 +49,24 @@ def _modulate(
     memory_format: torch.memory_format | None = None,
     backend: str | None = None,
 ) -> Tensor:
+    implementation = backends.implementation(weight.device, backend)
+    layout = _arguments.result_format(weight, memory_format)
+    dtype = weight.dtype if dtype is None else dtype
+    wide = _arguments.accumulation_type(weight)
+    if implementation.BROADCASTS and _is_ready(gamma, wide) and _is_ready(beta, wide):
+        try:
+            return implementation.modulate(weight, gamma, beta, dtype, layout)
+        except RuntimeError:
+            # The library has the same rules; where it refuses, these say what is wrong, by type and with the remedy.
+            _arguments.check_modulate(weight, gamma, beta, dtype)
+            raise
     _arguments.check_modulate(weight, gamma, beta, dtype)
-    return backends.implementation(weight.device, backend).modulate(
-        weight,
-        _arguments.over_pairs(gamma, weight),
-        _arguments.over_pairs(beta, weight),
-        weight.dtype if dtype is None else dtype,
-        _arguments.result_format(weight, memory_format),
-    )
+    gamma, beta = _arguments.over_pairs(gamma, weight), _arguments.over_pairs(beta, weight)
+    return implementation.modulate(weight, gamma, beta, dtype, layout)
+
+
+def _is_ready(parameter: Tensor | None, wide: torch.dtype) -> bool:
+    return parameter is None or parameter.dtype == wide
 
 
 def _modulate_fake(
@@ -200,7 +212,14 @@ def _pairs(weight: Tensor, dim: int | None) -> Sequence[int]:
 
 
 def _vmap_modulate(op: Callable, info: Any, in_dims: tuple, weight: Tensor, gamma: Any, beta: Any, *rest: Any) -> tuple:
-    """N modulations as one with N * O rows."""
+    """One weight with N sets of gamma and beta is ``modulate_per_sample``; N weights are one of N * O rows."""
+    if in_dims[0] is None and any(dim is not None for dim in in_dims[1:3]):
+        return Modulate.vmap_over_parameters(op, info, in_dims, weight, gamma, beta, *rest)
+    return _vmap_rows(op, info, in_dims, weight, gamma, beta, *rest)
+
+
+def _vmap_rows(op: Callable, info: Any, in_dims: tuple, weight: Tensor, gamma: Any, beta: Any, *rest: Any) -> tuple:
+    """N weights as one of N * O rows."""
     count, pairs = info.batch_size, _pairs(weight, in_dims[0])
     result = op(
         _folded(weight, in_dims[0], count),
@@ -228,6 +247,9 @@ def _vmap_modulate_backward(
 
 class Modulate(torch.autograd.Function):
     """``modulate`` with derivatives of any order, ``torch.func`` transforms included; arguments as of the op."""
+
+    # Batching of one weight with many gamma and beta; ``_ops_per_sample``, which comes later, puts it here.
+    vmap_over_parameters: Callable
 
     @staticmethod
     def forward(weight, gamma, beta, dtype, memory_format, backend):
@@ -264,6 +286,50 @@ class ModulateBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *inputs):
         return _vmap_modulate_backward(ModulateBackward.apply, info, in_dims, *inputs)
+
+
+class _EagerModulate(torch.autograd.Function):
+    """``Modulate`` for plain tensors: forward and first backward call the backend directly."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _modulate_setup(ctx, inputs, None)
+        return _modulate(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        # With create_graph the gradients are differentiated again; a mode wants to see the op.
+        plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
+        return _modulate_gradients(ctx, grad, _modulate_backward if plain else ModulateBackward.apply)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def modulate(
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    dtype: torch.dtype | None,
+    memory_format: torch.memory_format | None,
+    backend: str | None,
+) -> Tensor:
+    """``adafm::modulate`` with derivatives of any order; arguments as of the op."""
+    if (
+        torch.compiler.is_compiling()
+        or type(weight) not in _PLAIN
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or not (gamma is None or type(gamma) in _PLAIN)
+        or not (beta is None or type(beta) in _PLAIN)
+    ):
+        return Modulate.apply(weight, gamma, beta, dtype, memory_format, backend)
+    if torch.is_grad_enabled() and (
+        weight.requires_grad or (gamma is not None and gamma.requires_grad) or (beta is not None and beta.requires_grad)
+    ):
+        return _EagerModulate.apply(weight, gamma, beta, dtype, memory_format, backend)
+    return _modulate(weight, gamma, beta, dtype, memory_format, backend)
 
 
 # autograd.Function asks for the signature of forward at every call; found here, it is not worked out anew (10 us).

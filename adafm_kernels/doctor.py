@@ -1,7 +1,7 @@
 """What is installed, what was built, and which backend serves each op on each device of this machine, and why.
 
-``python -m adafm_kernels`` prints it; ``--json`` as JSON; ``--verify`` also compares every backend that runs here with
-float64: values, first and second derivatives. Works where the compiled library is missing, and says so.
+``python -m adafm_kernels`` prints it; ``--json`` as JSON; ``--verify`` also compares every op on every backend that
+runs here with float64: values, first and second derivatives. Works where the compiled library is missing, and says so.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import torch
 from . import __version__
 from ._library import LIBRARY_PATH, LibraryMissingError, build_info, load_library
 from .backends import BACKENDS, OPS, choose, forced_backend, which_backend
-from .verify import Check, as_rows, verify
+from .verify import verify
+from .verify_check import Check, as_rows
 
 
 def report() -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _verify_text(found: dict[str, Any]) -> list[str]:
         worst = max(row["error"] for row in rows)
         verdict = f"{len(rows)} checks pass" if not failed else f"{len(failed)} of {len(rows)} checks FAIL"
         lines.append(f"  {backend} on {device}: {verdict}, largest error {worst:.2f}")
-        lines += [f"    {row['case']}, {row['what']}: {row['error']:.2f}" for row in failed]
+        lines += [f"    {row['op']}, {row['case']}, {row['what']}: {row['error']:.2f}" for row in failed]
     unserved = [row for row in found["ops"] if row["backend"] is None]
     lines += [f"  {row['op']} on {row['device']}: served by nothing" for row in unserved]
     return lines

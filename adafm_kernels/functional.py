@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments, backends
-from ._ops import Modulate
+from . import _arguments, _ops, backends
 
 _Size = int | tuple[int, ...]
 
@@ -55,13 +54,18 @@ def modulate(
         if parameter is not None and not isinstance(parameter, Tensor):
             raise TypeError(f"{name} is a {type(parameter).__name__}; expected a torch.Tensor or None")
     if dtype is None:
-        dtype = weight.dtype
-        kind = weight.device.type
-        if dtype != torch.float64 and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+        dtype = result_type(weight)
     if backend is None:
         backend = backends.forced_backend()
-    return Modulate.apply(weight, gamma, beta, dtype, memory_format, backend)
+    return _ops.modulate(weight, gamma, beta, dtype, memory_format, backend)
+
+
+def result_type(weight: Tensor) -> torch.dtype:
+    """Autocast's type where it is active on the weight's device (float64 stays), else the weight's."""
+    kind = weight.device.type
+    if weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
 
 
 def adafm_conv2d(

@@ -32,6 +32,7 @@ class _Modulated(nn.Module):
 
     gamma: nn.Parameter
     beta: nn.Parameter
+    _served: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,6 +54,19 @@ class _Modulated(nn.Module):
         super().reset_parameters()
         if "gamma" in self._parameters:
             self.reset_modulation()
+
+    def serve(self, weight: Tensor | None) -> None:
+        """Compute with this modulated weight until told otherwise (None): ``ModulationPlan.attach`` calls it."""
+        self._served = weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the layer is not part of the plan that serves this one.
+        state = self.__dict__.copy()
+        state.pop("_served", None)
+        return state
+
+    def _modulated_weight(self, input: Tensor) -> Tensor:
+        return modulated_weight(input, self.weight, self.gamma, self.beta) if self._served is None else self._served
 
     @classmethod
     def from_module(cls: type[_Layer], module: nn.Module, *, freeze: bool = True) -> _Layer:
@@ -131,7 +145,7 @@ class AdaFMConv2d(_Modulated, nn.Conv2d):
     _settings = _CONVOLUTION
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = modulated_weight(input, self.weight, self.gamma, self.beta)
+        weight = self._modulated_weight(input)
         return self._conv_forward(input, weight, self.bias)
 
 
@@ -149,7 +163,7 @@ class AdaFMConvTranspose2d(_Modulated, nn.ConvTranspose2d):
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
         )
-        weight = modulated_weight(input, self.weight, self.gamma, self.beta)
+        weight = self._modulated_weight(input)
         return F.conv_transpose2d(
             input, weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
@@ -162,4 +176,6 @@ class AdaFMLinear(_Modulated, nn.Linear):
     _settings = ("in_features", "out_features")
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._served is not None:
+            return F.linear(input, self._served, self.bias)
         return adafm_linear(input, self.weight, self.bias, self.gamma, self.beta)

@@ -1,20 +1,32 @@
-"""Checks a backend on this machine: values, first and second derivatives against float64.
+"""Checks a backend on this machine, op by op: values, first and second derivatives against float64.
 
-The truth is the formula written out in plain PyTorch and differentiated by autograd in float64; it uses none of the
-package's ops.
+The truth is each op's formula written out in plain PyTorch and differentiated by autograd in float64; it uses none of
+the package's ops. The ops that work in a network's arenas are checked in ``verify_arena``.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .family import modulate_lowrank, modulate_many, modulate_normalized, modulate_per_sample
 from .functional import modulate
+from .verify_arena import verify_arena
+from .verify_check import Check, compare, normal
 
-# The largest error, in units of the last place at the largest entry. One more than half is for bfloat16 under Triton's
-# interpreter, which truncates; the rest for sums over the kernel and the sum of two terms in second derivatives.
-UNITS = 4.0
+_Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op to check: shapes of its arguments for a weight's shape, how it is called, and its formula."""
+
+    name: str
+    shapes: Callable[[_Shape], dict[str, _Shape]]
+    call: Callable[..., Any]
+    plain: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -22,22 +34,10 @@ class Case:
     """One weight to modulate: its shape and type, the type of the result, and the layouts."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: _Shape
     dtype: torch.dtype = torch.float32
     result: torch.dtype = torch.float32
     channels_last: bool = False
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one comparison found; ``error`` is in units of the last place of the type at the largest entry."""
-
-    backend: str
-    device: str
-    case: str
-    what: str
-    error: float
-    passed: bool
 
 
 CASES = (
@@ -49,69 +49,133 @@ CASES = (
     Case("4x4 float32 to float16", (3, 8, 4, 4), result=torch.float16),
     Case("1x3 bfloat16", (3, 8, 1, 3), torch.bfloat16, torch.bfloat16),
 )
+# The other ops share their arithmetic with modulate; these tell their layouts, types and tails apart.
+FAMILY_CASES = tuple(case for case in CASES if case.name.startswith("3x3"))
 
 
-def verify(backend: str, device: str) -> list[Check]:
-    """Compare one backend on one device with float64, case by case. Errors of the backend itself are not caught."""
-    return [check for case in CASES for check in _verify_case(case, backend, device)]
+def _pairs(shape: _Shape) -> _Shape:
+    return (*shape[:2], *(1,) * (len(shape) - 2))
 
 
-def _verify_case(case: Case, backend: str, device: str) -> list[Check]:
-    inputs = _inputs(case, device)
-    truth = _derivatives(_plain, {name: tensor.double() for name, tensor in inputs.items()})
-    layout = torch.channels_last if case.channels_last else None
-
-    def candidate(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return modulate(weight, gamma, beta, dtype=case.result, memory_format=layout, backend=backend)
-
-    found = _derivatives(candidate, inputs)
-    checks = []
-    for what, value in found.items():
-        unit = torch.finfo(value.dtype).eps * max(truth[what].abs().max().item(), torch.finfo(torch.float32).tiny)
-        error = (value.double() - truth[what]).abs().max().item() / unit
-        checks.append(Check(backend, device, case.name, what, error, error <= UNITS))
-    return checks
+def _one(shape: _Shape) -> dict[str, _Shape]:
+    return {"weight": shape, "gamma": _pairs(shape), "beta": _pairs(shape)}
 
 
-def _inputs(case: Case, device: str) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+def _many(shape: _Shape) -> dict[str, _Shape]:
+    layers = (shape, (3, 8, 4, 4), (5, 7))
+    return {f"{name} {n}": part for n, layer in enumerate(layers) for name, part in _one(layer).items()}
 
-    def normal(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
 
-    pairs = (*case.shape[:2], *(1,) * (len(case.shape) - 2))
-    inputs = {
-        "weight": normal(case.shape, case.dtype),
-        "gamma": normal(pairs, wide),
-        "beta": normal(pairs, wide),
-        "grad": normal(case.shape, case.result),
-        "u_weight": normal(case.shape, case.dtype),
-        "u_gamma": normal(pairs, wide),
-        "u_beta": normal(pairs, wide),
-    }
-    if case.channels_last:
-        for name in ("weight", "grad", "u_weight"):
-            inputs[name] = inputs[name].contiguous(memory_format=torch.channels_last)
-    return inputs
+def _per_sample(shape: _Shape) -> dict[str, _Shape]:
+    return {"weight": shape, "gamma": (3, *_pairs(shape)), "beta": (3, *_pairs(shape))}
+
+
+def _lowrank(shape: _Shape) -> dict[str, _Shape]:
+    outer, inner, rank = *shape[:2], 3
+    factors = {"u": (outer, rank), "s": (rank,), "v": (inner, rank)}
+    return {"weight": shape, "gamma": _pairs(shape), **factors, "beta": _pairs(shape)}
 
 
 def _plain(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return gamma * weight + beta
 
 
-def _derivatives(function: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Value, gradients of sum(grad * value), and gradients of sum(u * gradients)."""
-    points = [inputs[name].detach().clone().requires_grad_() for name in ("weight", "gamma", "beta", "grad")]
-    weight, gamma, beta, grad = points
-    value = function(weight, gamma, beta)
-    first = torch.autograd.grad(value, (weight, gamma, beta), grad, create_graph=True)
-    directions = [inputs[name] for name in ("u_weight", "u_gamma", "u_beta")]
-    second = torch.autograd.grad(first, (weight, gamma, grad), directions)
-    names = ("value", "d weight", "d gamma", "d beta", "dd weight", "dd gamma", "dd grad")
-    return {name: tensor.detach() for name, tensor in zip(names, (value, *first, *second), strict=True)}
+def _plain_normalized(dims: tuple[int, ...]) -> Callable[..., Tensor]:
+    def plain(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        mean, deviation = weight.mean(dims, keepdim=True), weight.std(dims, keepdim=True)
+        return gamma * (weight - mean) / deviation + beta
+
+    return plain
 
 
-def as_rows(checks: list[Check]) -> list[dict[str, Any]]:
-    """The checks as plain dictionaries."""
-    return [asdict(check) for check in checks]
+def _plain_lowrank(weight: Tensor, gamma: Tensor, u: Tensor, s: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    return (gamma + ((u * s) @ v.t()).view(gamma.shape)) * weight + beta
+
+
+def _call_many(*tensors: Tensor, **settings: Any) -> list[Tensor]:
+    return modulate_many(tensors[0::3], tensors[1::3], tensors[2::3], **settings)
+
+
+def _plain_many(*tensors: Tensor) -> list[Tensor]:
+    return [_plain(*tensors[first : first + 3]) for first in range(0, len(tensors), 3)]
+
+
+def _call_over_channels(*tensors: Tensor, **settings: Any) -> Tensor:
+    return modulate_normalized(*tensors, over="channel", **settings)
+
+
+MODULATE = Op("modulate", _one, modulate, _plain)
+FAMILY = (
+    Op("modulate_many", _many, _call_many, _plain_many),
+    Op("modulate_per_sample", _per_sample, modulate_per_sample, _plain),
+    Op("modulate_normalized", _one, modulate_normalized, _plain_normalized((2, 3))),
+    Op("modulate_normalized", _one, _call_over_channels, _plain_normalized((1, 2, 3))),
+    Op("modulate_lowrank", _lowrank, modulate_lowrank, _plain_lowrank),
+)
+
+
+def verify(backend: str, device: str) -> list[Check]:
+    """Compare one backend on one device with float64, op by op. Errors of the backend itself are not caught."""
+    pairs = [(MODULATE, case) for case in CASES] + [(op, case) for op in FAMILY for case in FAMILY_CASES]
+    checks = [check for op, case in pairs for check in _verify_case(op, case, backend, device)]
+    return checks + verify_arena(backend, device)
+
+
+def _verify_case(op: Op, case: Case, backend: str, device: str) -> list[Check]:
+    names, points = _points(op, case, device)
+    layout = torch.channels_last if case.channels_last else None
+
+    def candidate(*tensors: Tensor) -> Any:
+        return op.call(*tensors, dtype=case.result, memory_format=layout, backend=backend)
+
+    with torch.no_grad():
+        shapes = [value.shape for value in _listed(op.plain(*points))]
+    count = len(points)
+    grads = [normal(shape, case.result, device, count + n) for n, shape in enumerate(shapes)]
+    directions = [normal(p.shape, p.dtype, device, count + len(grads) + n) for n, p in enumerate(points)]
+    if case.channels_last:
+        grads, directions = _channels_last(grads), _channels_last(directions)
+    found = _derivatives(candidate, names, points, grads, directions)
+    wide = ([t.double() for t in group] for group in (points, grads, directions))
+    truth = _derivatives(op.plain, names, *wide)
+    return [
+        compare(backend, device, op.name if what.startswith("value") else f"{op.name}_backward", case.name, what, *both)
+        for what, both in ((what, (value, truth[what])) for what, value in found.items())
+    ]
+
+
+def _points(op: Op, case: Case, device: str) -> tuple[list[str], list[Tensor]]:
+    """Names and values of the op's arguments."""
+    wide = torch.float64 if case.dtype == torch.float64 else torch.float32
+    shapes = op.shapes(case.shape)
+    points = [
+        normal(shape, case.dtype if name.startswith("weight") else wide, device, seed)
+        for seed, (name, shape) in enumerate(shapes.items())
+    ]
+    return list(shapes), _channels_last(points) if case.channels_last else points
+
+
+def _channels_last(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors]
+
+
+def _listed(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _derivatives(
+    function: Callable[..., Any],
+    names: Sequence[str],
+    points: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    directions: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    """Values, gradients of sum(grad * value), and gradients of sum(direction * gradient) by points and grads."""
+    points, grads = ([t.detach().clone().requires_grad_() for t in group] for group in (points, grads))
+    values = _listed(function(*points))
+    first = torch.autograd.grad(values, points, grads, create_graph=True)
+    second = torch.autograd.grad(first, (*points, *grads), directions, materialize_grads=True)
+    numbers = [""] if len(values) == 1 else [f" {n}" for n in range(len(values))]
+    keys = [f"value{n}" for n in numbers] + [f"d {name}" for name in names]
+    keys += [f"dd {name}" for name in names] + [f"dd grad{n}" for n in numbers]
+    return {key: tensor.detach() for key, tensor in zip(keys, (*values, *first, *second), strict=True)}

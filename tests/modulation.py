@@ -42,3 +42,35 @@ def gradients(grad: Tensor, weight: Tensor, gamma: Tensor | None) -> tuple[Tenso
         product.sum(taps) if taps else product,
         wide.sum(taps) if taps else wide,
     )
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[tensor.dim()])
+
+
+def layouts(tensor: Tensor) -> dict[str, Tensor]:
+    """The same values lying in memory in different ways."""
+    flat = torch.empty(tensor.numel() + 3, dtype=tensor.dtype, device=tensor.device)
+    offset = flat[3:].view(tensor.shape).copy_(tensor)
+    wide = torch.empty((*tensor.shape[:-1], 2 * tensor.shape[-1]), dtype=tensor.dtype, device=tensor.device)
+    strided = wide[..., ::2].copy_(tensor)
+    swapped = tensor.transpose(0, 1).contiguous().transpose(0, 1)
+    found = {"contiguous": tensor.contiguous(), "offset": offset, "strided": strided, "swapped": swapped}
+    if tensor.dim() in (4, 5):
+        found["channels_last"] = channels_last(tensor)
+    return found
+
+
+def unit(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def assert_forward(found, weight, gamma, beta, result, truncates):
+    """Every entry within one rounding of the result's type and two of the computation."""
+    expected = truth(weight, gamma, beta)
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    terms = (spread(gamma, weight, 1.0) * weight.double()).abs() + spread(beta, weight, 0.0).abs()
+    store = 0.0 if result == torch.float64 else unit(result) * (1.0 if truncates and result == torch.bfloat16 else 0.5)
+    allowed = store * 1.01 * expected.abs() + unit(wide) * terms + torch.finfo(result).tiny
+    assert found.dtype == result
+    assert ((found.double() - expected).abs() <= allowed).all()

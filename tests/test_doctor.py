@@ -1,5 +1,6 @@
 """``python -m adafm_kernels``: report, JSON, verification and its exit code, with and without the library."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -38,13 +39,11 @@ def test_json_and_verify(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["verified"] is True
     assert {row["backend"] for row in found["verify"]} >= {"reference", "compiled"}
-    assert {row["what"] for row in found["verify"]} == {
+    for backend in ("reference", "compiled"):
+        assert {row["op"] for row in found["verify"] if row["backend"] == backend} == set(backends.OPS)
+    assert {row["what"] for row in found["verify"] if row["op"].startswith("modulate_lowrank")} == {
         "value",
-        "d weight",
-        "d gamma",
-        "d beta",
-        "dd weight",
-        "dd gamma",
+        *(f"{order} {name}" for order in ("d", "dd") for name in ("weight", "gamma", "beta", "u", "s", "v")),
         "dd grad",
     }
 
@@ -71,11 +70,58 @@ def test_verify_sees_a_wrong_kernel(monkeypatch, capsys, output):
     assert "FAIL" in capsys.readouterr().out
 
 
-def test_verify_sees_a_wrong_value(monkeypatch, capsys):
-    true = compiled.modulate
-    monkeypatch.setattr(compiled, "modulate", lambda *args: true(*args) * 1.0001)
-    assert doctor.main(["--verify"]) == 1
-    assert "value" in capsys.readouterr().out
+# Functions of a backend and numbers of their results; of the gradients of many layers, the first of each group.
+RETURNING = {
+    "modulate": (0,),
+    "modulate_backward": (0, 1, 2),
+    "modulate_many": (0, 1, 2),
+    "modulate_many_backward": (0, 3, 6),
+    "modulate_per_sample": (0,),
+    "modulate_per_sample_backward": (0, 1, 2),
+    "modulate_normalized": (0,),
+    "modulate_normalized_backward": (0, 1, 2),
+    "modulate_lowrank": (0,),
+}
+
+
+@pytest.mark.parametrize(("name", "output"), [(name, n) for name, outputs in RETURNING.items() for n in outputs])
+def test_verify_sees_every_wrong_result(monkeypatch, name, output):
+    """One part in ten thousand off in any result of any op fails a check of that op."""
+    true = getattr(compiled, name)
+
+    def wrong(*args):
+        found = true(*args)
+        if isinstance(found, torch.Tensor):
+            return found * 1.0001
+        return [part * 1.0001 if n == output else part for n, part in enumerate(found)]
+
+    monkeypatch.setattr(compiled, name, wrong)
+    assert name in {check.op for check in verify.verify("compiled", "cpu") if not check.passed}
+
+
+WRITING = {
+    "modulate_many_out": ("out",),
+    "modulate_many_backward_out": ("grad_weight", "grad_gamma", "grad_beta"),
+    "step_many": ("parameters", "exp_avg", "exp_avg_sq", "average", "out"),
+}
+
+
+@pytest.mark.parametrize(("name", "arena"), [(name, arena) for name, arenas in WRITING.items() for arena in arenas])
+def test_verify_sees_every_wrong_arena(monkeypatch, name, arena):
+    true = getattr(compiled, name)
+
+    def wrong(*args):
+        true(*args)
+        inspect.signature(true).bind(*args).arguments[arena].mul_(1.0001)
+
+    monkeypatch.setattr(compiled, name, wrong)
+    assert name in {check.op for check in verify.verify("compiled", "cpu") if not check.passed}
+
+
+def test_verify_sees_nan(monkeypatch):
+    true = compiled.modulate_lowrank
+    monkeypatch.setattr(compiled, "modulate_lowrank", lambda *args: true(*args) * float("nan"))
+    assert "modulate_lowrank" in {check.op for check in verify.verify("compiled", "cpu") if not check.passed}
 
 
 def test_missing_library(monkeypatch, tmp_path, capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import layers, networks, training
+from golden_cases import layers, memory, networks, training
 from golden_cases.backends import BACKENDS, on_backend
 from golden_cases.compare import SENSITIVE_ABOVE, GoldenFile, differences
 from safetensors.torch import save_file
@@ -28,9 +28,10 @@ CASES: dict[str, Callable[[GoldenFile], dict[str, Tensor]]] = {
     "adafm_generator": networks.adafm_generator,
     "train_": training.train,
     "frechet": networks.frechet,
+    "memory_modulation": memory.modulation,
 }
 # Cases with modulated layers run once on each backend of the op.
-MODULATED = ("adafm_layer_", "block_adafm_", "adafm_generator", "train_adafm_")
+MODULATED = ("adafm_layer_", "block_adafm_", "adafm_generator", "train_adafm_", "memory_modulation")
 NOT_YET_COVERED = {
     "block_memory_": "the residual block of GAN memory",
     "memory_": "the networks of GAN memory",

@@ -11,6 +11,7 @@ import torch
 from adafm_trainer import cli
 from adafm_trainer.models.config import ModelConfig
 from adafm_trainer.models.gpgan import build_discriminator, build_generator
+from foreign import DCGenerator
 from tiny import image_folder
 from torch import nn
 
@@ -39,7 +40,7 @@ def python_blocks():
 
 
 def test_readme_has_what_it_promises():
-    assert len(COMMANDS) >= 10 and len(python_blocks()) == 2
+    assert len(COMMANDS) >= 10 and len(python_blocks()) == 4
     used = {shlex.split(command)[1] for command in COMMANDS}
     assert {"train", "sample", "interpolate", "eval", "pretrain", "convert", "doctor"} <= used
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
@@ -94,6 +95,47 @@ def test_swap_a_layer():
     changed = net.conv(x)
     exec(last.split("\n", 1)[1], scope)
     assert type(net.conv) is nn.Conv2d and torch.equal(net.conv(x), changed)
+
+
+def test_swap_the_layers_of_a_gan_that_is_not_ours():
+    torch.manual_seed(0)
+    netG, z = DCGenerator(), torch.randn(4, 8, 1, 1)
+    before = netG(z)
+    scope = {"netG": netG}
+    first, last = python_blocks()[2].split("# ...", 1)
+    exec(first, scope)
+    assert torch.equal(netG(z), before)
+    trained = {name for name, parameter in netG.named_parameters() if parameter.requires_grad}
+    assert trained == {f"main.{place}.{kind}" for place in (0, 3, 6) for kind in ("gamma", "beta")}
+    with torch.no_grad():
+        netG.main[3].gamma.mul_(1.5)
+    changed = netG.eval()(z)
+    exec(last.split("\n", 1)[1], scope)
+    assert type(netG.main[3]) is nn.ConvTranspose2d and torch.equal(scope["netG"](z), changed)
+
+
+def test_train_a_whole_network_at_once():
+    torch.manual_seed(0)
+    netG, plain = (adafm_kernels.inject(DCGenerator()) for _ in range(2))
+    plain.load_state_dict(netG.state_dict())
+    batches = [torch.randn(4, 8, 1, 1) for _ in range(2)]
+
+    def loss(images):
+        return images.float().square().mean()
+
+    trained = [p for p in netG.parameters() if p.requires_grad]
+    scope = {"netG": netG, "batches": batches, "loss": loss, "torch": torch, "optimizer": torch.optim.SGD(trained, 0.5)}
+    with torch.autocast("cpu", torch.bfloat16):
+        exec(python_blocks()[3], scope)
+    optimizer = torch.optim.SGD([p for p in plain.parameters() if p.requires_grad], 0.5)
+    for z in batches:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss(plain(z)).backward()
+        optimizer.step()
+    for (name, found), want in zip(netG.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, want, rtol=2e-2, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
+    assert not torch.equal(netG.main[3].gamma, torch.ones_like(netG.main[3].gamma))
 
 
 @pytest.mark.parametrize("word", ["TODO", "@DEMO", "@BENCH"])

@@ -20,7 +20,21 @@ import torch
 from .._library import BUILD_COMMAND, cuda_architectures, load_library, serves_capability
 
 BACKENDS = ("reference", "compiled", "triton")
-OPS = ("modulate", "modulate_backward")
+OPS = (
+    "modulate",
+    "modulate_backward",
+    "modulate_many",
+    "modulate_many_backward",
+    "modulate_many_out",
+    "modulate_many_backward_out",
+    "modulate_per_sample",
+    "modulate_per_sample_backward",
+    "modulate_normalized",
+    "modulate_normalized_backward",
+    "modulate_lowrank",
+    "modulate_lowrank_backward",
+    "step_many",
+)
 ENVIRONMENT_VARIABLE = "ADAFM_BACKEND"
 
 # The one setting of the package, for the whole process: the backend that use_backend forces, else the environment's.

@@ -1,73 +1,59 @@
-"""Triton launchers, registered as ``adafm_triton::modulate`` and ``adafm_triton::modulate_backward``.
+"""The Triton backend: launchers of ``modulate`` and ``modulate_backward``, and the other functions by import.
 
 They run on CUDA tensors, and on CPU tensors under Triton's interpreter (``TRITON_INTERPRET=1`` before Python starts).
 The interpreter truncates float32 to bfloat16 where a GPU rounds to nearest even: results there differ by one bfloat16
 step. Imported on first use, since importing Triton takes time. Arguments are checked by the caller.
 """
 
-import contextlib
-
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from .._arguments import accumulation_type, dense, is_channels_last
 from . import interpreting
-from .triton_kernels import modulate_backward_kernel, modulate_flat_kernel, modulate_kernel
+from .triton_arena import modulate_many_backward_out, modulate_many_out, step_many
+from .triton_kernels import (
+    modulate_backward_flat_kernel,
+    modulate_backward_kernel,
+    modulate_flat_kernel,
+    modulate_kernel,
+)
+from .triton_launch import constant, on_device, options, register, taps_of, tiles, unroll
+from .triton_many import modulate_many, modulate_many_backward
+from .triton_variants import (
+    modulate_lowrank,
+    modulate_normalized,
+    modulate_normalized_backward,
+    modulate_per_sample,
+    modulate_per_sample_backward,
+)
+
+__all__ = [
+    "modulate",
+    "modulate_backward",
+    "modulate_lowrank",
+    "modulate_many",
+    "modulate_many_backward",
+    "modulate_many_backward_out",
+    "modulate_many_out",
+    "modulate_normalized",
+    "modulate_normalized_backward",
+    "modulate_per_sample",
+    "modulate_per_sample_backward",
+    "step_many",
+]
+
+# gamma and beta come as [O, I].
+BROADCASTS = False
 
 # Pairs held by one program (in registers: the backward holds two sums for each), elements of one flat program. The
 # interpreter pays 0.7 ms for each program.
 PAIRS = 1024
 BACKWARD_PAIRS = 512
 FLAT = 2048
+# Taps in flight where both tensors of the backward are contiguous.
+FLAT_UNROLL = 8
 _INTERPRETED_PAIRS = 1 << 14
 _INTERPRETED_FLAT = 1 << 16
-_MAX_UNROLL = 16
-
-_library = torch.library.Library("adafm_triton", "DEF")
-_library.define(
-    "modulate(Tensor weight, Tensor? gamma, Tensor? beta, ScalarType dtype, MemoryFormat memory_format) -> Tensor"
-)
-_library.define(
-    "modulate_backward(Tensor grad, Tensor weight, Tensor? gamma, bool[3] mask, MemoryFormat memory_format) "
-    "-> (Tensor, Tensor, Tensor)"
-)
-
-
-def tiles(outer: int, inner: int, pairs: int) -> tuple[int, int]:
-    """BLOCK_O and BLOCK_I, powers of two: whole rows where they fit into ``pairs``, and about that many pairs."""
-    block_i = min(_next_power(inner), pairs)
-    return min(_next_power(outer), pairs // block_i), block_i
-
-
-def unroll(taps: int) -> int:
-    """The largest divisor of ``taps`` that is not above 16."""
-    return max(divisor for divisor in range(1, min(taps, _MAX_UNROLL) + 1) if taps % divisor == 0)
-
-
-def _next_power(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
-
-
-def _taps(weight: Tensor) -> int:
-    taps = 1
-    for side in weight.shape[2:]:
-        taps *= side
-    return taps
-
-
-def _constant(value: float, weight: Tensor) -> Tensor:
-    return torch.full((), value, dtype=accumulation_type(weight), device=weight.device).expand(weight.shape[:2])
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _options(weight: Tensor) -> dict:
-    """What every kernel takes: the type of the computation, and no contraction beside the written one."""
-    wide = tl.float64 if weight.dtype == torch.float64 else tl.float32
-    return {"ACC": wide, "num_warps": 4, "enable_fp_fusion": False}
 
 
 def _launch_modulate(
@@ -77,11 +63,11 @@ def _launch_modulate(
     if out.numel() == 0:
         return out
     weight = dense(weight)
-    gamma = _constant(1.0, weight) if gamma is None else gamma
-    beta = _constant(0.0, weight) if beta is None else beta
-    taps, (outer, inner) = _taps(weight), weight.shape[:2]
+    gamma = constant(1.0, weight) if gamma is None else gamma
+    beta = constant(0.0, weight) if beta is None else beta
+    taps, (outer, inner) = taps_of(weight), weight.shape[:2]
     weight_last, out_last = is_channels_last(weight), is_channels_last(out)
-    with _on(weight.device):
+    with on_device(weight.device):
         if not weight_last and not out_last:
             block = _INTERPRETED_FLAT if interpreting() else FLAT
             modulate_flat_kernel[(-(-weight.numel() // block),)](
@@ -92,7 +78,7 @@ def _launch_modulate(
                 weight.numel(),
                 TAPS=taps,
                 BLOCK=block,
-                **_options(weight),
+                **options(weight),
             )
             return out
         block_o, block_i = tiles(outer, inner, _INTERPRETED_PAIRS if interpreting() else PAIRS)
@@ -111,7 +97,7 @@ def _launch_modulate(
             OUT_LAST=out_last,
             BLOCK_O=block_o,
             BLOCK_I=block_i,
-            **_options(weight),
+            **options(weight),
         )
     return out
 
@@ -130,10 +116,30 @@ def _launch_modulate_backward(
     if weight.numel() == 0 or not any(mask):
         return d_weight, d_gamma, d_beta
     if gamma is None:
-        gamma = _constant(1.0, weight)
-    taps, (outer, inner) = _taps(weight), pairs
+        gamma = constant(1.0, weight)
+    taps, (outer, inner) = taps_of(weight), pairs
+    if taps > 1 and not is_channels_last(grad) and not is_channels_last(weight):
+        block = _INTERPRETED_PAIRS if interpreting() else BACKWARD_PAIRS
+        with on_device(weight.device):
+            modulate_backward_flat_kernel[(-(-outer * inner // block),)](
+                grad,
+                weight,
+                gamma.contiguous(),
+                d_weight,
+                d_gamma,
+                d_beta,
+                outer * inner,
+                TAPS=taps,
+                UNROLL=unroll(taps, FLAT_UNROLL),
+                NEED_WEIGHT=mask[0],
+                NEED_GAMMA=mask[1],
+                NEED_BETA=mask[2],
+                BLOCK=block,
+                **options(weight),
+            )
+        return d_weight, d_gamma, d_beta
     block_o, block_i = tiles(outer, inner, _INTERPRETED_PAIRS if interpreting() else BACKWARD_PAIRS)
-    with _on(weight.device):
+    with on_device(weight.device):
         modulate_backward_kernel[(-(-outer // block_o), -(-inner // block_i))](
             grad,
             weight,
@@ -153,13 +159,17 @@ def _launch_modulate_backward(
             NEED_BETA=mask[2],
             BLOCK_O=block_o,
             BLOCK_I=block_i,
-            **_options(weight),
+            **options(weight),
         )
     return d_weight, d_gamma, d_beta
 
 
-_library.impl("modulate", _launch_modulate, "CompositeExplicitAutograd")
-_library.impl("modulate_backward", _launch_modulate_backward, "CompositeExplicitAutograd")
-
-modulate = torch.ops.adafm_triton.modulate.default
-modulate_backward = torch.ops.adafm_triton.modulate_backward.default
+modulate = register(
+    "modulate(Tensor weight, Tensor? gamma, Tensor? beta, ScalarType dtype, MemoryFormat memory_format) -> Tensor",
+    _launch_modulate,
+)
+modulate_backward = register(
+    "modulate_backward(Tensor grad, Tensor weight, Tensor? gamma, bool[3] mask, MemoryFormat memory_format) "
+    "-> (Tensor, Tensor, Tensor)",
+    _launch_modulate_backward,
+)

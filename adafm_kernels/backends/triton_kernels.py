@@ -139,3 +139,54 @@ def modulate_backward_kernel(
         tl.store(grad_gamma_ptr + offs_pair, sum_gamma, mask=mask)
     if NEED_BETA:
         tl.store(grad_beta_ptr + offs_pair, sum_beta, mask=mask)
+
+
+@triton.jit
+def modulate_backward_flat_kernel(
+    grad_ptr,
+    weight_ptr,
+    gamma_ptr,
+    grad_weight_ptr,
+    grad_gamma_ptr,
+    grad_beta_ptr,
+    pairs,
+    TAPS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    NEED_WEIGHT: tl.constexpr,
+    NEED_GAMMA: tl.constexpr,
+    NEED_BETA: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The same with everything contiguous; BLOCK pairs for one program.
+
+    grad_weight is written element by element, at full width. The sums read grad again, and weight, tap by tap: each
+    load of a warp touches all the lines that the next taps touch, so these come from the cache. Full-width loads would
+    leave the taps of a pair in several threads, and their sum to a tree across threads instead of the order of taps.
+    """
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    if NEED_WEIGHT:
+        for start in range(0, BLOCK * TAPS, BLOCK):
+            offs = first * TAPS + start + tl.arange(0, BLOCK)
+            mask = offs < pairs * TAPS
+            gamma = tl.load(gamma_ptr + offs // TAPS, mask=mask, other=0.0).to(ACC)  # [BLOCK]
+            grad = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(ACC)  # [BLOCK]
+            tl.store(grad_weight_ptr + offs, (gamma * grad).to(grad_weight_ptr.dtype.element_ty), mask=mask)
+    if NEED_GAMMA or NEED_BETA:
+        offs_pair = first + tl.arange(0, BLOCK)
+        mask = offs_pair < pairs
+        sum_gamma = tl.zeros([BLOCK], ACC)
+        sum_beta = tl.zeros([BLOCK], ACC)
+        for start in range(0, TAPS, UNROLL):
+            for step in tl.static_range(UNROLL):
+                offs = offs_pair * TAPS + start + step
+                grad = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(ACC)  # [BLOCK]
+                if NEED_GAMMA:
+                    weight = tl.load(weight_ptr + offs, mask=mask, other=0.0).to(ACC)  # [BLOCK]
+                    sum_gamma = tl.fma(grad, weight, sum_gamma)
+                if NEED_BETA:
+                    sum_beta += grad
+        if NEED_GAMMA:
+            tl.store(grad_gamma_ptr + offs_pair, sum_gamma, mask=mask)
+        if NEED_BETA:
+            tl.store(grad_beta_ptr + offs_pair, sum_beta, mask=mask)

@@ -1,56 +1,44 @@
 // W' = gamma * W + beta on the CPU.
 //
-// Bodies: the pairs of element types that networks use (float32 to any type but float64, a half type to itself) have
-// vector loops for each memory order; the other pairs share one strided loop. Each is compiled three times
-// (clones.h), so the list is kept short.
+// The pairs of element types that networks use (float32 to any type but float64, a half type to itself or to float32)
+// have loops in AVX-512 and AVX2 registers (modulate_loops.h) for each memory order, and loops in plain C++ for other
+// machines. The other pairs share one strided loop, which is compiled three times (clones.h).
 #include "adafm/modulate.h"
 
 #include "pairs.h"
+#include "simd.h"
 
 namespace adafm {
 namespace cpu {
 
-// Copies the gamma or beta of pairs [pair, pair + count) to `out`, in order.
-template <class acc_t>
-ADAFM_INLINE void pack_pairs(const Parameter& parameter, int64_t in_channels, int64_t pair, int64_t count, acc_t* out) {
-  const acc_t* data = static_cast<const acc_t*>(parameter.data);
-  if (parameter.stride_i == 1 && parameter.stride_o == in_channels) {
-    for (int64_t q = 0; q < count; ++q) {
-      out[q] = data[pair + q];
-    }
-    return;
-  }
-  int64_t o = pair / in_channels;
-  int64_t i = pair - o * in_channels;
-  for (int64_t q = 0; q < count; ++q) {
-    out[q] = data[o * parameter.stride_o + i * parameter.stride_i];
-    if (++i == in_channels) {
-      i = 0;
-      ++o;
-    }
-  }
-}
+#if ADAFM_HAS_V4
+ADAFM_BEGIN_V4
+#include "modulate_loops.h"
+ADAFM_END_V4
+#endif
+#if ADAFM_HAS_V3
+ADAFM_BEGIN_V3
+#include "modulate_loops.h"
+ADAFM_END_V3
+#endif
 
 // [O, I, taps] -> [O, I, taps]. A row of taps is short, so gamma and beta are first written out element by element;
 // the loop over the elements of many pairs is then one long vector loop. kTaps is taps, or 0 for any number.
 template <int kTaps, class src_t, class dst_t>
 ADAFM_INLINE void contiguous_short(const ModulateArgs& args, int64_t begin, int64_t end) {
   using acc_t = acc_type<src_t>;
-  constexpr int64_t kSpan = 1024;
   const int64_t taps = kTaps ? kTaps : args.shape.taps;
   const int64_t step = kSpan / taps;
   acc_t gamma[kSpan], beta[kSpan], gamma_wide[kSpan], beta_wide[kSpan];
   for (int64_t pair = begin; pair < end; pair += step) {
     const int64_t count = std::min(step, end - pair);
-    const acc_t* gamma_row = gamma;
-    const acc_t* beta_row = beta;
-    pack_pairs(args.gamma, args.shape.in_channels, pair, count, gamma);
-    pack_pairs(args.beta, args.shape.in_channels, pair, count, beta);
+    const acc_t* gamma_row = pair_values(args.gamma, args.shape.in_channels, pair, count, gamma);
+    const acc_t* beta_row = pair_values(args.beta, args.shape.in_channels, pair, count, beta);
     if (kTaps != 1) {
       for (int64_t q = 0; q < count; ++q) {
         for (int64_t t = 0; t < taps; ++t) {
-          gamma_wide[q * taps + t] = gamma[q];
-          beta_wide[q * taps + t] = beta[q];
+          gamma_wide[q * taps + t] = gamma_row[q];
+          beta_wide[q * taps + t] = beta_row[q];
         }
       }
       gamma_row = gamma_wide;
@@ -204,8 +192,9 @@ ADAFM_CLONES void modulate_strided(const ModulateArgs& args, int64_t begin, int6
   }
 }
 
+// In plain C++, which compilers vectorise.
 template <class src_t, class dst_t>
-ADAFM_CLONES void modulate_kernel(const ModulateArgs& args, int64_t begin, int64_t end) {
+void modulate_plain(const ModulateArgs& args, int64_t begin, int64_t end) {
   const int64_t taps = args.shape.taps;
   const Layout from = effective_layout(args.weight_layout, args.shape);
   const Layout to = effective_layout(args.out_layout, args.shape);
@@ -235,9 +224,33 @@ ADAFM_CLONES void modulate_kernel(const ModulateArgs& args, int64_t begin, int64
 }
 
 template <class src_t, class dst_t>
-constexpr bool has_vector_body() {
+constexpr bool has_plain_body() {
   constexpr bool half = std::is_same_v<src_t, float16> || std::is_same_v<src_t, bfloat16>;
   return (std::is_same_v<src_t, float> && !std::is_same_v<dst_t, double>) || (half && std::is_same_v<src_t, dst_t>);
+}
+
+// The backward pass scales half gradients of float32 weights with these.
+template <class src_t, class dst_t>
+constexpr bool has_vector_loops() {
+  return has_plain_body<src_t, dst_t>() || (sizeof(src_t) == 2 && std::is_same_v<dst_t, float>);
+}
+
+// Runs the vector loops of this machine's level; false where there is none for it.
+template <class src_t, class dst_t>
+bool vector_loops([[maybe_unused]] const ModulateArgs& args, [[maybe_unused]] int64_t begin,
+                  [[maybe_unused]] int64_t end) {
+  switch (vector_level()) {
+#if ADAFM_HAS_V4
+    case Level::kV4:
+      return v4::modulate<src_t, dst_t>(args, begin, end);
+#endif
+#if ADAFM_HAS_V3
+    case Level::kV3:
+      return v3::modulate<src_t, dst_t>(args, begin, end);
+#endif
+    default:
+      return false;
+  }
 }
 
 }  // namespace cpu
@@ -250,11 +263,18 @@ int modulate_cpu(const ModulateArgs& args, int64_t begin, int64_t end) {
     return with_type(args.out_type, [&](auto dst) {
       using src_t = decltype(src);
       using dst_t = decltype(dst);
-      if constexpr (cpu::has_vector_body<src_t, dst_t>()) {
-        cpu::modulate_kernel<src_t, dst_t>(args, begin, end);
-      } else {
-        cpu::modulate_strided<src_t, dst_t>(args, begin, end);
+      if constexpr (cpu::has_vector_loops<src_t, dst_t>()) {
+        if (cpu::vector_loops<src_t, dst_t>(args, begin, end)) {
+          return int(kOk);
+        }
       }
+      if constexpr (cpu::has_plain_body<src_t, dst_t>()) {
+        if (cpu::vector_level() == cpu::Level::kPlain) {
+          cpu::modulate_plain<src_t, dst_t>(args, begin, end);
+          return int(kOk);
+        }
+      }
+      cpu::modulate_strided<src_t, dst_t>(args, begin, end);
       return int(kOk);
     });
   });

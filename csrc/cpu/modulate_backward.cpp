@@ -1,17 +1,31 @@
 // dW = gamma * G, dgamma = sum_k G * W, dbeta = sum_k G on the CPU.
 //
-// The pairs of element types that networks use have one vector body for all memory orders: gradient and weight are
-// brought into tiles [taps, pairs] of the computing type (left in place where they already are), a block of pairs is
-// summed in registers, and every pair adds its taps in order. Vectors run across pairs, so the vector width does not
-// change a sum. The other pairs of types share one strided loop, which keeps the build short.
+// The pairs of element types that networks use have loops in AVX-512 and AVX2 registers (modulate_backward_loops.h),
+// and a body in plain C++ for other machines: gradient and weight are brought into tiles [taps, pairs] of the computing
+// type (left in place where they already are), a block of pairs is summed in registers, and every pair adds its taps in
+// order. Vectors run across pairs, so the vector width does not change a sum. The other pairs of types share one
+// strided loop, which is compiled three times (clones.h).
 #include "adafm/modulate_backward.h"
 
+#include "adafm/modulate.h"
 #include "pairs.h"
+#include "simd.h"
 
 namespace adafm {
 namespace cpu {
 
-constexpr int64_t kBlock = 16;  // pairs summed at a time: one AVX-512 register of float32
+#if ADAFM_HAS_V4
+ADAFM_BEGIN_V4
+#include "modulate_backward_loops.h"
+ADAFM_END_V4
+#endif
+#if ADAFM_HAS_V3
+ADAFM_BEGIN_V3
+#include "modulate_backward_loops.h"
+ADAFM_END_V3
+#endif
+
+constexpr int64_t kBlock = 16;  // pairs that the plain body sums at a time
 
 // Elements (tap t, pair i) of a segment at data[t * stride + i].
 template <class acc_t>
@@ -105,7 +119,7 @@ ADAFM_INLINE void scale_tile(const TileView<acc_t>& grad, const acc_t* gamma, vo
 }
 
 template <class grad_t, class weight_t>
-ADAFM_CLONES void modulate_backward_kernel(const ModulateBackwardArgs& args, int64_t begin, int64_t end) {
+void modulate_backward_plain(const ModulateBackwardArgs& args, int64_t begin, int64_t end) {
   using acc_t = acc_type<weight_t>;
   const Shape shape = args.shape;
   const int64_t chunk = std::min(shape.taps, kTile / kLanes);
@@ -198,6 +212,62 @@ constexpr bool has_vector_body() {
          (half && std::is_same_v<grad_t, weight_t>);
 }
 
+// dgamma and dbeta with the vector loops of this machine's level; false where it has none.
+template <class grad_t, class weight_t>
+bool sum_taps([[maybe_unused]] const ModulateBackwardArgs& args, [[maybe_unused]] int64_t begin,
+              [[maybe_unused]] int64_t end) {
+  switch (vector_level()) {
+#if ADAFM_HAS_V4
+    case Level::kV4:
+      v4::sum_taps<grad_t, weight_t>(args, begin, end);
+      return true;
+#endif
+#if ADAFM_HAS_V3
+    case Level::kV3:
+      v3::sum_taps<grad_t, weight_t>(args, begin, end);
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
+// dW = gamma * G is the forward on the gradient: with beta = -0 its fused multiply-add is the product, bit for bit.
+int scale_grad(const ModulateBackwardArgs& args, int64_t begin, int64_t end) {
+  static constexpr float kNothing = -0.0f;
+  return modulate_cpu({args.shape,
+                       args.grad,
+                       args.grad_type,
+                       args.grad_layout,
+                       args.gamma,
+                       {&kNothing, 0, 0},
+                       args.grad_weight,
+                       args.weight_type,
+                       args.weight_layout},
+                      begin, end);
+}
+
+// Both, for so many pairs at a time that the gradient stays in the cache in between.
+template <class grad_t, class weight_t>
+bool vector_loops(const ModulateBackwardArgs& args, int64_t begin, int64_t end) {
+  if (vector_level() == Level::kPlain) {
+    return false;
+  }
+  const bool reduce = args.grad_gamma != nullptr || args.grad_beta != nullptr;
+  if (args.grad_weight == nullptr || !reduce) {
+    return reduce ? sum_taps<grad_t, weight_t>(args, begin, end) : scale_grad(args, begin, end) == kOk;
+  }
+  const int64_t row = args.shape.in_channels,
+                wanted = std::max(kLanes, 4 * kTile / std::max<int64_t>(1, args.shape.taps));
+  const int64_t step = row < wanted ? wanted / row * row : wanted;
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t last = std::min(first + step, end);
+    sum_taps<grad_t, weight_t>(args, first, last);
+    scale_grad(args, first, last);
+  }
+  return true;
+}
+
 }  // namespace cpu
 
 int modulate_backward_cpu(const ModulateBackwardArgs& args, int64_t begin, int64_t end) {
@@ -209,7 +279,10 @@ int modulate_backward_cpu(const ModulateBackwardArgs& args, int64_t begin, int64
       using grad_t = decltype(grad);
       using weight_t = decltype(weight);
       if constexpr (cpu::has_vector_body<grad_t, weight_t>()) {
-        cpu::modulate_backward_kernel<grad_t, weight_t>(args, begin, end);
+        if (cpu::vector_loops<grad_t, weight_t>(args, begin, end)) {
+          return int(kOk);
+        }
+        cpu::modulate_backward_plain<grad_t, weight_t>(args, begin, end);
       } else {
         cpu::modulate_backward_strided<grad_t, weight_t>(args, begin, end);
       }

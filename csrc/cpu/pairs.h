@@ -11,6 +11,9 @@ namespace adafm {
 constexpr int64_t kLanes = 64;
 constexpr int64_t kTile = 4096;
 
+// Pairs handled at a time by loops without a tile.
+constexpr int64_t kSpan = 1024;
+
 // Pairs of one filter: o and [first, first + count) along I.
 struct Segment {
   int64_t o;
@@ -18,11 +21,11 @@ struct Segment {
   int64_t count;
 };
 
-// The segment that starts at `pair`, at most kLanes long, within one filter and before `end`.
-ADAFM_INLINE Segment segment_at(int64_t pair, int64_t end, int64_t in_channels) {
+// The segment that starts at `pair`, at most `longest` long, within one filter and before `end`.
+ADAFM_INLINE Segment segment_at(int64_t pair, int64_t end, int64_t in_channels, int64_t longest = kLanes) {
   const int64_t o = pair / in_channels;
   const int64_t first = pair - o * in_channels;
-  return {o, first, std::min({kLanes, in_channels - first, end - pair})};
+  return {o, first, std::min({longest, in_channels - first, end - pair})};
 }
 
 // A segment's gamma or beta: the parameter itself where it is dense along I, else a copy in `scratch`.
@@ -33,8 +36,31 @@ ADAFM_INLINE const acc_t* segment_values(const Parameter& parameter, const Segme
   if (parameter.stride_i == 1) {
     return row;
   }
+  if (parameter.stride_i == 0) {
+    std::fill_n(scratch, segment.count, *row);
+    return scratch;
+  }
   for (int64_t i = 0; i < segment.count; ++i) {
     scratch[i] = row[i * parameter.stride_i];
+  }
+  return scratch;
+}
+
+// The gamma or beta of pairs [pair, pair + count), in order: the parameter itself where it is dense, else a copy.
+template <class acc_t>
+ADAFM_INLINE const acc_t* pair_values(const Parameter& parameter, int64_t in_channels, int64_t pair, int64_t count,
+                                      acc_t* scratch) {
+  const acc_t* data = static_cast<const acc_t*>(parameter.data);
+  if (parameter.stride_i == 1 && parameter.stride_o == in_channels) {
+    return data + pair;
+  }
+  for (int64_t q = 0; q < count;) {
+    const Segment segment = segment_at(pair + q, pair + count, in_channels, count);
+    const acc_t* row = segment_values(parameter, segment, scratch + q);
+    if (row != scratch + q) {
+      std::copy_n(row, segment.count, scratch + q);
+    }
+    q += segment.count;
   }
   return scratch;
 }

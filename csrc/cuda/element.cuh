@@ -5,7 +5,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include "adafm/types.h"
@@ -80,11 +82,6 @@ __device__ __forceinline__ void load_vector(const __nv_bfloat16* source, float (
   }
 }
 
-__device__ __forceinline__ void store_vector(float* target, const float (&x)[kVector]) {
-  reinterpret_cast<float4*>(target)[0] = make_float4(x[0], x[1], x[2], x[3]);
-  reinterpret_cast<float4*>(target)[1] = make_float4(x[4], x[5], x[6], x[7]);
-}
-
 // Two elements in one word, `low` at the lower address.
 template <class dst_t>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
@@ -106,39 +103,30 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
 #endif
 }
 
-// Written in C++ alone, the compiler splits this store into four of 4 bytes in the rows kernels. No memory clobber:
-// kernels never read what they write, and later reads may move up past the store.
+// Written in C++ alone, the compiler splits some of these stores into four of 4 bytes. No memory clobber: no kernel
+// reads what it has written, and later reads may move up past the store.
+__device__ __forceinline__ void store_words(void* target, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(a), "r"(b), "r"(c), "r"(d));
+#else
+  *static_cast<uint4*>(target) = make_uint4(a, b, c, d);
+#endif
+}
+
+__device__ __forceinline__ void store_vector(float* target, const float (&x)[kVector]) {
+  store_words(target, __float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
+  store_words(target + 4, __float_as_uint(x[4]), __float_as_uint(x[5]), __float_as_uint(x[6]), __float_as_uint(x[7]));
+}
+
 template <class dst_t>
 __device__ __forceinline__ void store_vector(dst_t* target, const float (&x)[kVector]) {
-  const uint4 words = make_uint4(pack_pair<dst_t>(x[0], x[1]), pack_pair<dst_t>(x[2], x[3]),
-                                 pack_pair<dst_t>(x[4], x[5]), pack_pair<dst_t>(x[6], x[7]));
-#if defined(__CUDA_ARCH__)
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(words.x), "r"(words.y), "r"(words.z),
-               "r"(words.w));
-#else
-  *reinterpret_cast<uint4*>(target) = words;
-#endif
+  store_words(target, pack_pair<dst_t>(x[0], x[1]), pack_pair<dst_t>(x[2], x[3]), pack_pair<dst_t>(x[4], x[5]),
+              pack_pair<dst_t>(x[6], x[7]));
 }
 
 // ---- host side ----
 
 inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-// Calls fn with a value of the element type that `type` names.
-template <class fn_t>
-int with_type(DType type, fn_t&& fn) {
-  switch (type) {
-    case DType::kFloat32:
-      return fn(float{});
-    case DType::kFloat64:
-      return fn(double{});
-    case DType::kFloat16:
-      return fn(__half{});
-    case DType::kBFloat16:
-      return fn(__nv_bfloat16{});
-  }
-  return kUnsupportedDType;
-}
 
 // With one tap or one input channel both layouts are the same memory order.
 inline Layout effective_layout(Layout layout, const Shape& shape) {
@@ -155,6 +143,38 @@ struct Strides {
 inline Strides strides_of(Layout layout, const Shape& shape) {
   const int64_t filter = shape.in_channels * shape.taps;
   return layout == Layout::kContiguous ? Strides{filter, shape.taps, 1} : Strides{filter, 1, shape.in_channels};
+}
+
+// Kernels with 32-bit pair and element numbers take weights up to this many elements; larger ones go pair by pair.
+constexpr int64_t kIndexLimit = (int64_t{1} << 32) - kThreads * kVector;
+
+// How a weight is divided over threads. Pairs: one each, any layouts. Rows: [O, taps, I], eight neighbouring pairs
+// each. Flat: [O, I, taps], eight neighbouring elements each, which belong to at most two pairs.
+enum class Path : uint32_t { kPairs = 0, kRows = 1, kFlat = 2 };
+
+// What layouts, size and the alignment of `memory` allow. Types that have no instance go pair by pair all the same.
+inline Path path_of(const Shape& shape, Layout from, Layout to, std::initializer_list<const void*> memory) {
+  from = effective_layout(from, shape), to = effective_layout(to, shape);
+  if (from != to || shape.pairs() * shape.taps >= kIndexLimit ||
+      !std::all_of(memory.begin(), memory.end(), is_aligned)) {
+    return Path::kPairs;
+  }
+  if ((from == Layout::kChannelsLast || shape.taps == 1) && shape.in_channels % kVector == 0) {
+    return Path::kRows;
+  }
+  return from == Layout::kContiguous && shape.taps >= kVector ? Path::kFlat : Path::kPairs;
+}
+
+// Threads that a path needs.
+inline int64_t threads_of(Path path, const Shape& shape) {
+  switch (path) {
+    case Path::kRows:
+      return shape.pairs() / kVector;
+    case Path::kFlat:
+      return (shape.pairs() * shape.taps + kVector - 1) / kVector;
+    default:
+      return shape.pairs();
+  }
 }
 
 }  // namespace cuda

@@ -45,8 +45,5 @@ ParameterView<acc_t> view_of(const Parameter& parameter, const Shape& shape) {
   return {static_cast<const acc_t*>(parameter.data), parameter.stride_o, parameter.stride_i, dense, vector};
 }
 
-// Kernels with 32-bit pair and element numbers take weights up to this many elements; larger ones go the strided way.
-constexpr int64_t kIndexLimit = (int64_t{1} << 32) - kThreads * kVector;
-
 }  // namespace cuda
 }  // namespace adafm

@@ -1,3 +1,11 @@
 // The CUDA kernels as plain C++: this folder's cuda_runtime.h comes before the toolkit's.
 #include "cuda/modulate.cu"
 #include "cuda/modulate_backward.cu"
+#include "cuda/modulate_lowrank.cu"
+#include "cuda/modulate_many.cu"
+#include "cuda/modulate_many_backward.cu"
+#include "cuda/modulate_normalized.cu"
+#include "cuda/modulate_normalized_backward.cu"
+#include "cuda/modulate_per_sample.cu"
+#include "cuda/modulate_per_sample_backward.cu"
+#include "cuda/step_many.cu"

@@ -15,6 +15,8 @@
 
 #define __global__
 #define __device__
+#define __host__
+#define __grid_constant__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static
@@ -22,6 +24,7 @@
 using cudaStream_t = struct EmulatedStream*;
 using cudaError_t = int;
 
+constexpr cudaError_t cudaErrorInvalidConfiguration = 9;
 inline cudaError_t cudaGetLastError() { return 0; }
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 
@@ -56,6 +59,12 @@ inline float __uint_as_float(unsigned u) {
   return x;
 }
 
+inline unsigned __float_as_uint(float x) {
+  unsigned u;
+  std::memcpy(&u, &x, sizeof(u));
+  return u;
+}
+
 using std::min;
 
 namespace emulation {
@@ -65,6 +74,11 @@ struct Fibre {
   std::vector<char> stack = std::vector<char>(64 * 1024);
   bool finished = false;
 };
+
+// The blocks that a launch runs, negative ones counted from the last; empty for all. With chosen blocks, kernels can be
+// run on weights that no memory would hold.
+inline std::vector<int64_t> chosen_blocks;
+inline int64_t launches = 0;
 
 inline ucontext_t scheduler;
 inline Fibre* current = nullptr;
@@ -99,7 +113,10 @@ void emulate_launch(void (*kernel)(problem_t), unsigned blocks, int threads, cud
     fibres.push_back(std::make_unique<Fibre>());
   }
   gridDim.x = blocks;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+  ++launches;
+  for (int64_t k = 0; k < static_cast<int64_t>(chosen_blocks.empty() ? blocks : chosen_blocks.size()); ++k) {
+    const int64_t chosen = chosen_blocks.empty() ? k : chosen_blocks[k];
+    blockIdx.x = static_cast<unsigned>(chosen < 0 ? blocks + chosen : chosen);
     for (int t = 0; t < threads; ++t) {
       Fibre& fibre = *fibres[t];
       getcontext(&fibre.context);
