@@ -1,62 +1,164 @@
 #!/usr/bin/env bash
-# Checks and times the kernels on an NVIDIA GPU. Needs the GPU, nvcc, a Python with torch 2.11 or later and this
-# project's other requirements; no network.
+# Checks and times the kernels on an NVIDIA GPU, in less than nine minutes and without network.
 #
-#   benchmarks/gpu_check.sh            PYTHON=python3  OUT=benchmarks/results  ADAFM_CUDA_ARCHS=<the GPU's own>
+#   benchmarks/gpu_check.sh [--dry-run]     PYTHON=python3  OUT=benchmarks/results  BUILD=build/gpu
+#                                           ADAFM_CUDA_ARCHS=<the GPU's own>
 #
-# Builds into this tree, runs the tests marked `gpu`, then compute-sanitizer where it is installed, and last prints a
-# table of timings; timings of a tree that fails its tests are not taken. Results go to OUT: gpu_environment.txt,
-# gpu_build.log, gpu_tests.log, gpu_sanitizer.log, gpu_table.md, gpu_table.json.
-# Exit code: 0 all passed, 1 something failed, 3 there is no GPU to check.
+# Needs the GPU, nvcc, cmake, and a Python with torch 2.11 or later, Triton 3.6 or later, pybind11 and pytest. Stages,
+# each with a time limit; the last has what is left. --dry-run prints them and does nothing.
+#   build      the library into this tree, and the C++ tests for this GPU (a second run builds what changed)
+#   cpp        the C++ tests on the GPU: CUDA kernels against a scalar reference, bit for bit
+#   pytest     every test marked `gpu`
+#   sanitizer  memcheck and racecheck over the C++ kernel test; absent, refused or out of time: reported, not failed
+#   bench      `adafm bench op --device cuda`: times, and the tables that are printed last
+# A stage that fails or runs out of time ends the run: timings of a tree that fails its tests are not taken.
+# OUT receives gpu_environment.txt, gpu_build.log, gpu_tests.log, gpu_sanitizer.log, gpu_op.json, gpu_op.md, gpu_op.svg.
+# Exit code: 0 all passed, 1 something failed, 2 usage, 3 there is no GPU to check.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="${PYTHON:-python3}"
 OUT="${OUT:-benchmarks/results}"
+BUILD="${BUILD:-build/gpu}"
+TOTAL=530 BUILD_LIMIT=220 CPP_LIMIT=40 PYTEST_LIMIT=90 SANITIZER_LIMIT=30 BENCH_LEAST=100
+CPP_TESTS=(kernels_test_cuda arena_test_cuda layers_test_cuda)
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 
+say() { echo "gpu_check: [${SECONDS} s] $*"; }
 fail() {
   echo "gpu_check: $*" >&2
   exit 1
 }
 
-if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-  "$PYTHON" -c 'import torch' 2>/dev/null || fail "$PYTHON has no torch; name a Python that has: PYTHON=... $0"
+case "${1:-}" in
+"") ;;
+--dry-run)
+  echo "build      at most $BUILD_LIMIT s: cmake, libadafm.so and _C into adafm_kernels/, ${CPP_TESTS[*]}"
+  echo "cpp        at most $CPP_LIMIT s: ${CPP_TESTS[*]}"
+  echo "pytest     at most $PYTEST_LIMIT s: $PYTHON -m pytest -m gpu"
+  echo "sanitizer  at most 2 x $SANITIZER_LIMIT s: compute-sanitizer memcheck, racecheck: ${CPP_TESTS[0]} --few"
+  echo "bench      the rest of $TOTAL s, at least $BENCH_LEAST s: $PYTHON -m adafm_trainer.bench.op --device cuda"
+  exit 0
+  ;;
+*)
+  echo "usage: benchmarks/gpu_check.sh [--dry-run]" >&2
+  exit 2
+  ;;
+esac
+
+# stage NAME LIMIT LOG COMMAND...: appends to the log; shows its end where the command fails.
+stage() {
+  local name="$1" limit="$2" log="$3" code=0
+  shift 3
+  ((limit > 0)) || fail "no time is left for $name"
+  timeout -k 5 "$limit" "$@" >>"$log" 2>&1 || code=$?
+  if ((code != 0)); then
+    tail -n 40 "$log" >&2
+    ((code == 124 || code == 137)) && fail "$name took more than $limit s, see $log"
+    fail "$name failed with code $code, see $log"
+  fi
+}
+
+command -v "$PYTHON" >/dev/null || fail "there is no $PYTHON; name a Python that has torch: PYTHON=... $0"
+"$PYTHON" -c 'import torch' 2>/dev/null || fail "$PYTHON has no torch; name a Python that has: PYTHON=... $0"
+if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
   echo "gpu_check: torch sees no CUDA GPU here, nothing to check" >&2
   exit 3
 fi
 command -v nvcc >/dev/null || fail "nvcc is not on PATH"
-"$PYTHON" -c 'import torch, sys; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' ||
-  fail "torch 2.11 or later is needed"
+"$PYTHON" - <<'PY' || fail "the environment does not fit"
+import importlib.util
+import sys
+
+import torch
+
+def number(version):
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+
+lacking = [name for name in ("triton", "pybind11", "pytest") if importlib.util.find_spec(name) is None]
+if lacking:
+    sys.exit(f"gpu_check: {sys.executable} lacks {', '.join(lacking)}")
+import triton
+
+if number(torch.__version__) < (2, 11) or number(triton.__version__) < (3, 6):
+    sys.exit(f"gpu_check: torch {torch.__version__}, Triton {triton.__version__}; needs torch 2.11, Triton 3.6")
+PY
+SCRIPTS="$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')"
+export PATH="$PATH:$SCRIPTS"
+command -v cmake >/dev/null || fail "cmake is not on PATH"
 
 mkdir -p "$OUT"
 OUT="$(cd "$OUT" && pwd)"
+rm -f "$OUT"/gpu_{build,tests,sanitizer}.log "$OUT"/gpu_op.{json,md,svg}
 {
   date -u +"%Y-%m-%dT%H:%M:%SZ"
   git rev-parse HEAD 2>/dev/null || echo "no git commit"
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv 2>/dev/null || true
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv 2>/dev/null || echo "no nvidia-smi"
   nvcc --version | tail -n 2
-  "$PYTHON" -c 'import platform, torch; print("python", platform.python_version(), "torch", torch.__version__, "cuda", torch.version.cuda)'
+  "$PYTHON" -c 'import platform, torch, triton; print("python", platform.python_version(), "torch", torch.__version__, "cuda", torch.version.cuda, "triton", triton.__version__)'
 } | tee "$OUT/gpu_environment.txt"
 
-echo "gpu_check: building"
+say "build, at most $BUILD_LIMIT s"
 CAPABILITY="$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')"
-ADAFM_CUDA=1 ADAFM_CUDA_ARCHS="${ADAFM_CUDA_ARCHS:-$CAPABILITY}" \
-  "$PYTHON" setup.py build_ext --inplace >"$OUT/gpu_build.log" 2>&1 || {
-  tail -n 40 "$OUT/gpu_build.log" >&2
-  fail "the build failed, see $OUT/gpu_build.log"
-}
+GENERATOR=()
+if command -v ninja >/dev/null; then
+  GENERATOR=(-G Ninja)
+fi
+ends=$((SECONDS + BUILD_LIMIT))
+ADAFM_CUDA=1 stage configuring $((ends - SECONDS)) "$OUT/gpu_build.log" \
+  cmake -S . -B "$BUILD" "${GENERATOR[@]}" -DADAFM_GPU_TESTS=ON -DPython_EXECUTABLE="$(command -v "$PYTHON")" \
+  -DADAFM_CUDA_ARCHS="${ADAFM_CUDA_ARCHS:-$CAPABILITY}"
+stage building $((ends - SECONDS)) "$OUT/gpu_build.log" \
+  cmake --build "$BUILD" --parallel "$(nproc)" --target adafm _C "${CPP_TESTS[@]}"
 
-echo "gpu_check: testing"
-"$PYTHON" -m pytest -m gpu -p no:cacheprovider 2>&1 | tee "$OUT/gpu_tests.log" || fail "tests failed, see $OUT/gpu_tests.log"
-grep -Eq '[0-9]+ passed' "$OUT/gpu_tests.log" || fail "no GPU test ran"
+say "C++ tests, at most $CPP_LIMIT s"
+ends=$((SECONDS + CPP_LIMIT))
+for name in "${CPP_TESTS[@]}"; do
+  stage "$name" $((ends - SECONDS)) "$OUT/gpu_tests.log" "$BUILD/tests/cpp/$name"
+  echo "$name: $(tail -n 1 "$OUT/gpu_tests.log")"
+done
+
+say "pytest, at most $PYTEST_LIMIT s"
+# The trainer's tests need more packages than the kernels and have nothing marked gpu.
+others="adafm_trainer"
+if ! "$PYTHON" -c 'import hypothesis' 2>/dev/null; then
+  others='adafm_trainer\|import hypothesis\|from hypothesis'
+  echo "hypothesis is not installed, the tests that use it are left out"
+fi
+mapfile -t files < <(grep -L "$others" tests/test_*.py)
+stage pytest "$PYTEST_LIMIT" "$OUT/gpu_tests.log" "$PYTHON" -m pytest -m gpu -p no:cacheprovider "${files[@]}"
+summary="$(grep -E '[0-9]+ passed' "$OUT/gpu_tests.log" | tail -n 1)" || fail "no GPU test ran, see $OUT/gpu_tests.log"
+echo "$summary"
 
 if command -v compute-sanitizer >/dev/null; then
-  echo "gpu_check: compute-sanitizer"
   for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" benchmarks/gpu_table.py --check-only
-  done >"$OUT/gpu_sanitizer.log" 2>&1 || fail "compute-sanitizer found errors, see $OUT/gpu_sanitizer.log"
+    say "compute-sanitizer $tool, at most $SANITIZER_LIMIT s"
+    code=0
+    part="$(mktemp)"
+    timeout -k 5 "$SANITIZER_LIMIT" compute-sanitizer --tool "$tool" --error-exitcode 99 \
+      "$BUILD/tests/cpp/${CPP_TESTS[0]}" --few >"$part" 2>&1 || code=$?
+    { echo "== $tool, code $code"; cat "$part"; } >>"$OUT/gpu_sanitizer.log"
+    if ((code == 0)); then
+      echo "$tool: clean"
+    elif ((code == 124 || code == 137)); then
+      echo "$tool: not finished in $SANITIZER_LIMIT s, no verdict"
+    elif ((code == 99)) || grep -q "^FAILED" "$part"; then
+      tail -n 40 "$part" >&2
+      fail "compute-sanitizer $tool found errors, see $OUT/gpu_sanitizer.log"
+    else
+      echo "$tool: refused here (code $code): $(grep -v '^$' "$part" | tail -n 1)"
+    fi
+    rm -f "$part"
+  done
 else
-  echo "gpu_check: compute-sanitizer is not installed, left out"
+  echo "compute-sanitizer is not installed, left out" | tee "$OUT/gpu_sanitizer.log"
 fi
 
-"$PYTHON" benchmarks/gpu_table.py --json "$OUT/gpu_table.json" | tee "$OUT/gpu_table.md"
+left=$((TOTAL - SECONDS))
+say "op benchmark, $left s"
+code=0
+timeout -k 5 "$left" "$PYTHON" -m adafm_trainer.bench.op --device cuda --seconds $((left - 30)) --compile-seconds 45 \
+  --json "$OUT/gpu_op.json" >"$OUT/gpu_op.md" || code=$?
+((code == 0)) || fail "the op benchmark ended with code $code"
+"$PYTHON" benchmarks/render.py "$OUT/gpu_op.json" --chart "$OUT/gpu_op.svg" >/dev/null
+say "done, results in $OUT"
+cat "$OUT/gpu_op.md"

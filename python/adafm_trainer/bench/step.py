@@ -10,11 +10,9 @@ from __future__ import annotations
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +24,7 @@ from ..trainer.demo import BATCH, SOURCE, demo_config
 from ..trainer.precision import has_bf16
 from ..trainer.rundir import cpu_name
 from ..trainer.sampling import draw_latents
+from .machine import commit
 
 PHASES = ("G step", "D step", "D step with R1")
 CONFIGURATIONS = {"float32 contiguous": "fp32", "bf16 channels-last": "bf16", "bf16 channels-last (control)": "bf16"}
@@ -129,15 +128,6 @@ def table(result: dict) -> str:
         f"`{result['command']}`"
     )
     return "\n".join(lines)
-
-
-def commit() -> str:
-    """Commit of the source tree this module lies in; "unknown" for an installed wheel."""
-    here = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
 def _quantiles(seconds: list[float]) -> dict[str, float]:

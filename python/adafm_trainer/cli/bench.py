@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..bench import op
 from ..bench.step import measure_steps, table
 from ..trainer.demo import BATCH
 from .flags import parse
@@ -16,7 +17,10 @@ from .flags import parse
 
 @dataclass(frozen=True)
 class BenchArgs:
-    """Time the demo's training steps in bf16 channels-last against float32 contiguous, alternating in one process."""
+    """Time the demo's training steps in bf16 channels-last against float32 contiguous, alternating in one process.
+
+    `adafm bench op` times the ops; its flags: `adafm bench op --help`.
+    """
 
     what: Annotated[Literal["step"], tyro.conf.Positional]
     """What to measure."""
@@ -29,6 +33,8 @@ class BenchArgs:
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["op"]:
+        return op.main(argv[1:])
     args = parse(BenchArgs, "adafm bench", argv)
     result = measure_steps(rounds=args.rounds, batch=args.batch)
     if args.json is not None:
