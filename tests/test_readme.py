@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,11 @@ def test_train_a_whole_network_at_once():
 @pytest.mark.parametrize("word", ["TODO", "@DEMO", "@BENCH"])
 def test_readme_is_finished(word):
     assert word not in README
+
+
+def test_the_table_of_the_ops_is_that_of_the_committed_result():
+    result = ROOT / "benchmarks" / "results" / "op_cpu.json"
+    command = [sys.executable, "benchmarks/render.py", str(result)]
+    rendered = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    missing = [line for line in rendered.splitlines() if line not in README]
+    assert not missing, f"render benchmarks/results/op_cpu.json into README.md again: {missing[0]}"
