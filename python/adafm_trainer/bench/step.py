@@ -1,147 +1,135 @@
-"""The demo's generator and discriminator steps: bf16 channels-last against float32 contiguous, in one process.
+"""Training steps on this machine: ours against the authors' code, plain trainable convolutions and full fine-tuning.
 
-Method: both configurations are built from the same weights; rounds alternate between them in shuffled order, and each
-round's times are paired. Reported are medians, the median of the paired ratios and its 95 % bootstrap interval. The
-control (``bf16`` against a second ``bf16``) says what a ratio of two equal things looks like in this run.
+    adafm bench step --json FILE          python -m adafm_trainer.bench.step --json FILE   (the same, without tyro)
+
+Every configuration is a process of its own; they take turns, in an order shuffled anew in every round, and a ratio is
+the median of the paired ratios of the rounds with its 95 % bootstrap interval. A second process of ours is the
+control. The first iteration of every configuration is compared with that of ours in float32 before anything is timed:
+a wrong one ends the run with code 1 and no file. How: step_rounds.py; what: step_cases.py, step_ways.py.
 """
 
 from __future__ import annotations
 
-import platform
-import random
-import statistics
+import argparse
+import json
+import os
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..locate import source_path
-from ..models.source import load_pair
-from ..trainer.assemble import Assembly, assemble
-from ..trainer.demo import BATCH, SOURCE, demo_config
-from ..trainer.precision import has_bf16
-from ..trainer.rundir import cpu_name
-from ..trainer.sampling import draw_latents
-from .machine import commit
+from .case import CheckError
+from .machine import facts
+from .measure import OURS, SECOND
+from .step_bars import judge_bars
+from .step_cases import cases
+from .step_rounds import CONTROL, measure_case
+from .step_table import table
+from .step_ways import WAYS, fast_type
 
-PHASES = ("G step", "D step", "D step with R1")
-CONFIGURATIONS = {"float32 contiguous": "fp32", "bf16 channels-last": "bf16", "bf16 channels-last (control)": "bf16"}
-
-
-def build(precision: str, batch: int) -> Assembly:
-    """The demo's AdaFM pair, assembled as `adafm demo` assembles it."""
-    from ..methods.adafm import AdaFM
-
-    config = replace(demo_config("unused", steps=1, eval_samples=1, precision=precision), batch=batch)
-    method, source = AdaFM(), load_pair(source_path(SOURCE))
-    networks = method.structure(method.target_model(source.cfg, config), config)
-    method.initialise(networks, source, config, lambda _: None, None)
-    return assemble(method, networks, config)
+ROUNDS = 15
+# Names of the configurations on the command line.
+_SHORT = dict(zip(("published", "switched", "compile", "leaf", "full"), list(WAYS)[2:], strict=True))
 
 
-class Steps:
-    """One configuration, ready to run any phase on the same fixed inputs."""
+def run_steps(
+    device: str,
+    quick: bool = False,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    others: Sequence[str] = tuple(_SHORT.values()),
+    chosen: Sequence[str] | None = None,
+    memory: int | None = None,
+    done: Callable[[dict], None] = lambda result: None,
+) -> dict:
+    """Every case (or those ``chosen`` by name) as a JSON-ready dictionary; ``done`` gets it after each case.
 
-    def __init__(self, precision: str, batch: int) -> None:
-        self.assembly = build(precision, batch)
-        generator = self.assembly.networks.generator
-        side, channels = self.assembly.networks.model.size, self.assembly.networks.model.channels
-        self.z = draw_latents(generator, 0, "bench", 0, range(batch)).to(self.assembly.device)
-        noise = torch.rand(batch, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        self.real = noise.to(self.assembly.device, memory_format=self.assembly.layout)
-        self.images: Tensor = self.assembly.step.generator(self.z).images
+    ``others``: configurations beside ours and its control; ``memory``: bytes that the processes may take together.
 
-    def run(self, phase: str) -> None:
-        step = self.assembly.step
-        if phase == "G step":
-            step.generator(self.z)
-            step.average.update()
-            return
-        # The penalty is taken when the count of discriminator steps is a multiple of its interval.
-        step.d_steps = 0 if phase == "D step with R1" else 1
-        step.discriminator(self.real, self.images)
-
-
-def measure_steps(rounds: int = 15, batch: int = BATCH, warmup: int = 2) -> dict:
-    """Times of every phase in every configuration, and their paired ratios, as a JSON-ready dictionary."""
-    steps = {name: Steps(precision, batch) for name, precision in CONFIGURATIONS.items()}
-    interval = next(iter(steps.values())).assembly.step.config.reg_interval
-    times: dict[tuple[str, str], list[float]] = {(c, p): [] for c in steps for p in PHASES}
-    order = random.Random(0)
-    for round_number in range(warmup + rounds):
-        for phase in PHASES:
-            names = list(steps)
-            order.shuffle(names)
-            for name in names:
-                start = time.perf_counter()
-                steps[name].run(phase)
-                if steps[name].assembly.device.type == "cuda":
-                    torch.cuda.synchronize()
-                if round_number >= warmup:
-                    times[name, phase].append(time.perf_counter() - start)
-    share = 1.0 / interval
-    for name in steps:
-        plain, penalised = times[name, "D step"], times[name, "D step with R1"]
-        average = [(1 - share) * a + share * b for a, b in zip(plain, penalised, strict=True)]
-        times[name, f"G + D (R1 every {interval})"] = [
-            g + d for g, d in zip(times[name, "G step"], average, strict=True)
-        ]
-    baseline, fast, control = CONFIGURATIONS
-    rows = []
-    for phase in [*PHASES, f"G + D (R1 every {interval})"]:
-        row = {"phase": phase}
-        for name in steps:
-            row[name] = _quantiles(times[name, phase])
-        row["speedup"] = _ratio(times[baseline, phase], times[fast, phase])
-        row["control"] = _ratio(times[control, phase], times[fast, phase])
-        rows.append(row)
-    return {
+    Raises CheckError where a configuration does not compute what it should.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    start, found, result = time.monotonic(), [], {}
+    head = {
         "name": "step",
-        "command": " ".join(["adafm", *sys.argv[1:]]),
-        "batch": batch,
-        "rounds": rounds,
-        "device": cpu_name() if not torch.cuda.is_available() else torch.cuda.get_device_name(),
-        "bf16_hardware": has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "commit": commit(),
-        "rows": rows,
+        "device": device,
+        "quick": quick,
+        **facts(device),
+        "threads": threads,
+        "type": str(fast_type(device) or torch.float32).removeprefix("torch."),
+        "method": {"rounds": rounds, "control": CONTROL},
     }
+    for case in cases(device, quick):
+        if chosen is not None and case.name not in chosen:
+            continue
+        found.append(measure_case(case, [OURS, SECOND, *others], device, quick, threads, rounds, memory))
+        result = {
+            **head,
+            "seconds": round(time.monotonic() - start),
+            "accepted": all(case["accepted"] for case in found),
+            "configurations": WAYS,
+            "cases": found,
+            "bars": judge_bars(found),
+        }
+        done(result)
+    return result
 
 
-def table(result: dict) -> str:
-    """Markdown table of ``measure_steps``: medians in milliseconds, the ratio with its interval, the control."""
-    baseline, fast, _ = CONFIGURATIONS
-    lines = [f"| | {baseline}, ms | {fast}, ms | times faster (95 %) | control |", "|---|---|---|---|---|"]
-    for row in result["rows"]:
-        speed, control = row["speedup"], row["control"]
-        lines.append(
-            f"| {row['phase']} | {row[baseline]['median_ms']:.1f} | {row[fast]['median_ms']:.1f} | "
-            f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f}) | {control['median']:.2f} |"
-        )
-    lines.append("")
-    lines.append(
-        f"{result['device']}, {result['threads']} threads, batch {result['batch']}, "
-        f"torch {result['versions']['torch']}, commit {result['commit']}, {result['rounds']} paired rounds; "
-        f"`{result['command']}`"
-    )
-    return "\n".join(lines)
+def parser() -> argparse.ArgumentParser:
+    """The flags, for both entries."""
+    flags = argparse.ArgumentParser(prog="adafm bench step", description=__doc__.splitlines()[0])
+    flags.add_argument("--json", type=Path, help="file for every number with the machine, versions and commit")
+    flags.add_argument("--rounds", type=int, default=ROUNDS, help="paired rounds of a case")
+    flags.add_argument("--threads", type=int, help="threads of a process; as many as there are CPUs by default")
+    flags.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    flags.add_argument("--cases", help="only these, such as adafm-128,demo")
+    flags.add_argument("--ways", help=f"only these beside ours and its control: {','.join(_SHORT)}")
+    flags.add_argument("--memory", type=float, help="GiB that the processes may take together; what is free by default")
+    flags.add_argument("--quick", action="store_true", help="tiny pairs: for tests")
+    return flags
 
 
-def _quantiles(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    pick = lambda q: 1e3 * ordered[min(len(ordered) - 1, int(q * len(ordered)))]  # noqa: E731
-    return {"median_ms": 1e3 * statistics.median(ordered), "p20_ms": pick(0.2), "p80_ms": pick(0.8)}
+def main(argv: list[str] | None = None) -> int:
+    """0: measured, also where a control rejects its set (the table says so); 1: a result is wrong; 3: no GPU."""
+    words = sys.argv[1:] if argv is None else argv
+    flags = parser()
+    given = flags.parse_args(words)
+    if given.rounds < 1 or (given.threads is not None and given.threads < 1):
+        flags.error(f"--rounds {given.rounds} --threads {given.threads}: both must be at least 1")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("adafm bench step: torch sees no CUDA GPU here", file=sys.stderr)
+        return 3
+    known = [case.name for case in cases(given.device, given.quick)]
+    chosen = _chosen(flags, "--cases", given.cases, known)
+    others = [_SHORT[name] for name in _chosen(flags, "--ways", given.ways, list(_SHORT))]
+    memory = None if given.memory is None else int(given.memory * 2**30)
+    command = " ".join(["adafm", "bench", "step", *words])
+
+    def write(result: dict) -> None:
+        if given.json is not None:
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**result, "command": command}, indent=1)
+            given.json.write_text(text + "\n", encoding="utf-8")
+
+    try:
+        result = run_steps(
+            given.device, given.quick, given.rounds, given.threads, others, chosen, memory, write
+        )  # fmt: skip
+    except CheckError as error:
+        print(f"adafm bench step: nothing is reported: {error}", file=sys.stderr)
+        return 1
+    print(table({**result, "command": command}))
+    return 0
 
 
-def _ratio(numerator: list[float], denominator: list[float], draws: int = 2000) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return {
-        "median": statistics.median(ratios),
-        "low": medians[int(0.025 * draws)],
-        "high": medians[int(0.975 * draws)],
-    }
+def _chosen(flags: argparse.ArgumentParser, flag: str, text: str | None, known: list[str]) -> list[str]:
+    names = known if text is None else text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        flags.error(f"{flag} {','.join(unknown)}: expected some of {','.join(known)}")
+    return names
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
