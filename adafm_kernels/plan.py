@@ -173,6 +173,10 @@ class ModulationPlan:
         """Every gamma and beta with ``requires_grad``, layer after layer."""
         return [p for _, *pair in self._tensors() for p in pair if p is not None and p.requires_grad]
 
+    def parameters(self) -> list[Tensor]:
+        """Every weight, gamma and beta of the layers: those whose gradients come from ``reduce``."""
+        return [t for triple in self._tensors() for t in triple if t is not None]
+
     @property
     def copied_parameters(self) -> list[str]:
         """Names of the gamma and beta that are copied into the arenas instead of lying there."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib.resources import files
 
 import pytest
 import torch
 from adafm_trainer import cli
-from adafm_trainer.bench.step import CONFIGURATIONS, build, measure_steps, table
+from adafm_trainer.bench.measure import OURS
+from adafm_trainer.bench.step_cases import cases, make_start
+from adafm_trainer.bench.step_ways import build
 from adafm_trainer.errors import UsageError
 from adafm_trainer.locate import source_path
 from adafm_trainer.models.source import load_pair
 from adafm_trainer.trainer.demo import COMMITTED, STEPS, VARIANTS, committed_rows, demo_config
-from adafm_trainer.trainer.sampling import draw_latents
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +63,16 @@ def test_modulation_trains_from_the_first_step(demo):
 
 
 def test_a_demo_step_runs_the_compiled_op():
-    assembly = build("fp32", batch=2)
-    z = draw_latents(assembly.networks.generator, 0, "t", 0, range(2))
+    case = next(case for case in cases("cpu", quick=False) if case.name == "demo")
+    case = dataclasses.replace(case, batch=2)
+    run = build(case, OURS, "cpu", make_start(case))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        assembly.step.generator(z)
+        run.generator()
     counts = {event.key: event.count for event in profile.key_averages()}
-    layers = sum(name.endswith(".gamma") for name, _ in assembly.networks.generator.named_parameters())
+    layers = sum(name.endswith(".gamma") for name, _ in run.networks.generator.named_parameters())
     assert layers == 6
-    assert counts.get("adafm_compiled::modulate") == layers
-    assert counts.get("adafm_compiled::modulate_backward") == layers
+    ours = {name: count for name, count in counts.items() if name.startswith("adafm_compiled::")}
+    assert ours == {"adafm_compiled::modulate_many_out": 1, "adafm_compiled::modulate_many_backward_out": 1}
 
 
 def test_committed_comparison_meets_its_claims():
@@ -87,12 +90,3 @@ def test_bundled_source_says_how_it_was_made():
     folder = source_path("bundled")
     assert sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= 24 * 2**20
     assert (folder / "curve.json").is_file() and (folder / "README.md").is_file()
-
-
-def test_step_benchmark_reports_every_phase():
-    result = measure_steps(rounds=2, batch=1, warmup=0)
-    assert len(result["rows"]) == 4
-    for row in result["rows"]:
-        assert all(row[name]["median_ms"] > 0 for name in CONFIGURATIONS)
-        assert row["speedup"]["low"] <= row["speedup"]["median"] <= row["speedup"]["high"]
-    assert result["commit"] in table(result)

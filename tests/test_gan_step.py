@@ -9,6 +9,7 @@ import torch
 from adafm_trainer.methods.average import Average
 from adafm_trainer.methods.gan_step import GanStep, StepConfig
 from adafm_trainer.methods.losses import gradient_penalty, saturation_penalty
+from adafm_trainer.methods.player import Player
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,10 +42,10 @@ class TinyDiscriminator(nn.Module):
 def pair(**config):
     torch.manual_seed(0)
     g, d = TinyGenerator().double(), TinyDiscriminator().double()
-    adam = {"lr": 1e-2, "betas": (0.0, 0.99)}
+    adam = {"lr": 1e-2, "betas": (0.0, 0.99), "fused": True}
     average = Average(g, [n for n, _ in g.named_parameters()], 0.9)
     opt_g, opt_d = torch.optim.Adam(g.parameters(), **adam), torch.optim.Adam(d.parameters(), **adam)
-    return g, d, average, GanStep(g, d, opt_g, opt_d, average, StepConfig(**config))
+    return g, d, average, GanStep(Player(g, opt_g), Player(d, opt_d), StepConfig(**config))
 
 
 def penalty_by_hand(d, x):
@@ -55,8 +56,9 @@ def penalty_by_hand(d, x):
 
 @pytest.mark.parametrize("reg_type", ["real", "fake", "real_fake"])
 @pytest.mark.parametrize("interval", [1, 3])
-def test_gradients_and_results_equal_the_formulas(reg_type, interval):
-    g, d, _, step = pair(reg_type=reg_type, reg_param=7.0, reg_interval=interval)
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+def test_gradients_and_results_equal_the_formulas(reg_type, interval, micro_batch):
+    g, d, _, step = pair(reg_type=reg_type, reg_param=7.0, reg_interval=interval, micro_batch=micro_batch)
     z, x = torch.randn(5, 3).double(), torch.randn(5, 1, 4, 4).double()
     g0, d0 = copy.deepcopy(g), copy.deepcopy(d)
 
@@ -138,7 +140,12 @@ def test_penalties_are_wide_and_correct():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"loss": "hinge"}, "'hinge'"), ({"reg_type": "both"}, "'both'"), ({"reg_interval": 0}, "reg_interval is 0")],
+    [
+        ({"loss": "hinge"}, "'hinge'"),
+        ({"reg_type": "both"}, "'both'"),
+        ({"reg_interval": 0}, "reg_interval is 0"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+    ],
 )
 def test_bad_settings_name_the_value(change, message):
     with pytest.raises(ValueError, match=message):

@@ -33,7 +33,7 @@ SHORT = {
     "train": ["--steps", "2", "--tick", "2", "--snap", "5", "--eval-every", "-1", "--batch", "2"],
     "pretrain": ["--steps", "2", "--tick", "2", "--snap", "5", "--eval-every", "-1", "--batch", "2", "--nf", "8"],
     "eval": ["--samples", "6", "--extractor", "random-v1"],
-    "bench": ["--rounds", "1", "--batch", "1"],
+    "bench": ["--quick", "--rounds", "1", "--cases", "adafm-128", "--ways", "leaf"],
 }
 
 

@@ -7,6 +7,8 @@ class AdafmError(Exception):
     """Base of every error that is the caller's to mend: the message names the value, the place and the remedy."""
 
     exit_code = 1
+    alike = False
+    """Whether every process of a run on several devices raises this error at the same point."""
 
 
 class UsageError(AdafmError):
@@ -31,6 +33,7 @@ class DivergedError(AdafmError):
     """Training stopped because its numbers or its pictures were lost."""
 
     exit_code = 5
+    alike = True
 
 
 class DiskError(AdafmError):
@@ -43,3 +46,12 @@ class Interrupted(AdafmError):
     """Stopped by a signal after a whole step; the run can be resumed exactly."""
 
     exit_code = 75
+    alike = True
+
+
+class PeerError(AdafmError):
+    """Another process of this run failed or is gone: ``rank`` that left word of it, with the exit code of its error."""
+
+    def __init__(self, message: str, rank: int | None = None, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.rank, self.exit_code = rank, exit_code

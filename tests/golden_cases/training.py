@@ -22,6 +22,7 @@ def train(golden: GoldenFile) -> dict[str, Tensor]:
     from adafm_trainer.methods.adafm import hold, release
     from adafm_trainer.methods.average import Average
     from adafm_trainer.methods.gan_step import GanStep, StepConfig
+    from adafm_trainer.methods.player import Player
 
     sizes, modulated = golden.config, golden.config["model"] == "adafm"
     generator, discriminator, frozen = _networks(golden, modulated)
@@ -29,12 +30,12 @@ def train(golden: GoldenFile) -> dict[str, Tensor]:
     freeze(discriminator, discriminator.cfg, sizes["dfix"])
     averaged = [name for name, _ in generator.named_parameters()]
     opt_g, opt_d = (
-        torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=1e-8)
+        torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=1e-8, fused=True)
         for network in (generator, discriminator)
     )
     average = Average(generator, averaged, AVERAGE_DECAY)
     config = StepConfig(loss="r1", reg_type=sizes["reg"], reg_param=sizes["reg_param"], reg_interval=1)
-    step = GanStep(generator, discriminator, opt_g, opt_d, average, config)
+    step = GanStep(Player(generator, opt_g), Player(discriminator, opt_d), config)
 
     results: dict[str, Tensor] = {}
     for t in range(sizes["iters"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -19,6 +20,8 @@ _COMMANDS = {
     "report": ("write a run's report.html again", "report"),
     "bench": ("measure on this machine", "bench"),
 }
+# What torchrun may start in several processes.
+_DISTRIBUTED = ("train", "pretrain")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +38,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if command not in _COMMANDS:
         print(f"adafm: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    if command not in _DISTRIBUTED and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        print(
+            f"adafm {command}: works in one process; torchrun starts `adafm {'` or `adafm '.join(_DISTRIBUTED)}`",
+            file=sys.stderr,
+        )
         return 2
     module = import_module(f".{_COMMANDS[command][1]}", __name__)
     try:

@@ -27,7 +27,7 @@ class Average:
         names = list(names)
         if unknown := [name for name in names if name not in live]:
             raise ValueError(f"averaged parameters not in the network: {', '.join(unknown[:5])}")
-        self._live = [live[name].detach() for name in names]
+        self._live = [live[name] for name in names]
         self._mean = [mean[name] for name in names]
         self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
 
@@ -36,7 +36,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the live parameters: one pass over the trained tensors."""
+        """Move the average towards the live parameters: one pass over the trained tensors, after every step or skip."""
         if self._mean:
             torch._foreach_lerp_(self._mean, self._live, 1.0 - self.current_decay())
         for mean, live in self._buffers:

@@ -27,7 +27,10 @@ class TrainConfig:
     steps: int = 500
     """Optimizer steps of the whole run."""
     batch: int = 16
-    """Images a step."""
+    """Images a step, over all devices together."""
+    batch_gpu: int | None = None
+    """Images that pass the networks at once on one device; the gradients of a step add up over such parts, so less
+    memory gives the same step. By default a device's whole share of --batch."""
     seed: int = 0
     """Every random draw is keyed by this seed, the step and the sample's index."""
     device: str = "auto"
@@ -37,7 +40,15 @@ class TrainConfig:
     r1_precision: Literal["same", "fp32"] = "same"
     """Compute type of the pass the penalty differentiates twice. fp16 always takes fp32 there."""
     layout: Literal["auto", "channels-last", "contiguous"] = "auto"
-    """Memory layout of weights and feature maps: auto takes channels-last with bf16 and fp16, contiguous with fp32."""
+    """Memory layout of weights and feature maps: auto takes channels-last with bf16, fp16 and a modulation plan, else
+    contiguous."""
+    modulation: Literal["plan", "autograd"] = "plan"
+    """How modulated filters get their weights. plan: all layers of a network at once, once for each optimizer step;
+    autograd: every layer in every forward. The gradients are the same to rounding."""
+    conv_double_backward: Literal["auto", "native", "explicit"] = "auto"
+    """Second derivative of the discriminator's convolutions, which the penalty needs. native: PyTorch's; explicit: made
+    of ordinary convolutions. auto: explicit on the CPU; on CUDA the faster of both, measured at the start, which
+    config.yaml then names. Equal to rounding."""
 
     freeze_g: int = 0
     """Generator groups frozen, counted from the image side (the m of GmDn). `adafm` modulates these groups."""
@@ -113,6 +124,8 @@ class TrainConfig:
     """Feature network of the metrics: auto, efflite0, random-v1, or inception:FILE."""
     max_skips: int = 10
     """Consecutive steps with non-finite gradients after which the run stops."""
+    dist_timeout: float = 600.0
+    """Under `torchrun`: seconds after which a process that does not answer counts as lost and the others stop."""
     faithful: bool = False
     """Start from the published settings of the method instead of the default recipe; other flags still apply."""
 
@@ -121,6 +134,10 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_gpu is not None and self.batch_gpu < 1:
+            raise UsageError(f"--batch-gpu is {self.batch_gpu}; it must be at least 1")
+        if not 1 <= self.dist_timeout < float("inf"):
+            raise UsageError(f"--dist-timeout is {self.dist_timeout}; it must be at least 1 second")
         for name in ("freeze_g", "freeze_d", "adafm_start", "warmup", "holdout", "r1_gamma", "saturation"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")

@@ -6,16 +6,18 @@ discriminator then sees the images that were made *before* that update, so an it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from .average import Average
+from ..models.convolution import ExplicitDoubleBackward
 from .losses import fake_loss, generator_loss, gradient_penalty, real_loss, saturation_penalty
+from .player import Player
+
+Loss = Callable[[Tensor], Tensor]
 
 REG_TYPES = ("real", "fake", "real_fake")
 
@@ -28,7 +30,9 @@ class StepConfig:
     every k-th discriminator step with k times the weight, which keeps its mean strength.
     ``saturation_weight`` and ``saturation_limit`` belong to ``losses.saturation_penalty``; 0 switches it off.
     ``autocast`` is the compute type inside the networks, None for the parameters' own; ``reg_autocast`` the same for
-    the pass that the penalty differentiates twice.
+    the pass that the penalty differentiates twice. ``micro_batch`` is the most samples that pass a network at once,
+    None for all of them; the gradients are those of the whole batch. ``explicit`` takes the convolutions of the pass
+    that the penalty differentiates twice from ``models.convolution``.
     """
 
     loss: str = "r1"
@@ -39,6 +43,8 @@ class StepConfig:
     saturation_limit: float = 2.5
     autocast: torch.dtype | None = None
     reg_autocast: torch.dtype | None = None
+    micro_batch: int | None = None
+    explicit: bool = True
 
     def __post_init__(self) -> None:
         if self.loss != "r1":
@@ -49,15 +55,20 @@ class StepConfig:
             raise ValueError(
                 f"reg_interval is {self.reg_interval}; it counts discriminator steps and must be at least 1"
             )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it counts samples and must be at least 1")
 
 
 @dataclass(frozen=True)
 class GeneratorResult:
-    """``loss`` (adversarial part only), ``images`` detached and made before the update, ``finite``: step was taken."""
+    """``loss`` (adversarial part only), ``images`` detached and made before the update, ``finite``: step was taken.
+
+    Everything is a tensor on the device, ``finite`` a bool.
+    """
 
     loss: Tensor
     images: Tensor
-    finite: bool
+    finite: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,111 +83,121 @@ class DiscriminatorResult:
     r1_fake: Tensor | None
     d_real: Tensor
     d_fake: Tensor
-    finite: bool
+    finite: Tensor
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What D said to images: mean loss, mean weighted penalty, penalties per sample, logits."""
+
+    loss: Tensor
+    reg: Tensor | None
+    r1: Tensor | None
+    logits: Tensor
 
 
 class GanStep:
-    """The step of one generator and discriminator pair; holds no data and draws no random numbers.
+    """The step of one generator and discriminator; holds no data, draws no random numbers, waits for no device.
 
-    Trainable are the parameters in the optimizers that require a gradient; the discriminator's are switched off while
-    the generator's step runs. A step whose gradients are not finite is not taken and reported as ``finite=False``.
-    ``scalers`` (fp16) is one gradient scaler for each optimizer, or None.
+    The discriminator is at rest while the generator's step runs: gradients pass through it and it gets none. A step
+    whose gradients are not finite is not taken and reported as ``finite`` False.
     """
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        opt_g: Optimizer,
-        opt_d: Optimizer,
-        average: Average | None,
-        config: StepConfig,
-        scalers: tuple[torch.amp.GradScaler, torch.amp.GradScaler] | None = None,
-    ) -> None:
-        self.G, self.D, self.average, self.config = generator, discriminator, average, config
-        self.opt_g, self.opt_d, self.scalers = opt_g, opt_d, scalers
+    def __init__(self, generator: Player, discriminator: Player, config: StepConfig) -> None:
+        self.G, self.D, self.config = generator, discriminator, config
         self.d_steps = 0
 
     def generator(self, z: Tensor, y: Tensor | None = None, noise: Sequence[Tensor] | None = None) -> GeneratorResult:
         """Update G on latents ``z [B, z_dim]``; the gradients stay in ``.grad`` until the next call."""
-        trained = [p for p in self._parameters(self.opt_d) if p.requires_grad]
-        self.opt_g.zero_grad(set_to_none=True)
-        for p in trained:
-            p.requires_grad_(False)
-        try:
-            with self._autocast(z, self.config.autocast):
-                pre_tanh = self.G.pre_tanh(z, y, noise)
-                images = torch.tanh(pre_tanh)
-                logits = self.D(images, y)
-            loss = generator_loss(logits)
-            total = loss
-            if self.config.saturation_weight:
-                total = loss + self.config.saturation_weight * saturation_penalty(
-                    pre_tanh, self.config.saturation_limit
-                )
-            finite = self._backward_and_step(total, self.opt_g, 0)
-        finally:
-            for p in trained:
-                p.requires_grad_(True)
-        return GeneratorResult(loss.detach(), images.detach(), finite)
+        config, g, d = self.config, self.G, self.D
+        losses, images = [], []
+        with d.at_rest():
+            g.begin()
+            with self._autocast(z, config.autocast):
+                for part, share in self._parts(z):
+                    labels = None if y is None else y[part]
+                    maps = None if noise is None else [n[part] for n in noise]
+                    pre_tanh = g.network.pre_tanh(z[part], labels, maps)
+                    made = torch.tanh(pre_tanh)
+                    logits = d.network(made, labels)
+                    with self._autocast(z, None):
+                        loss = share * generator_loss(logits)
+                        total = loss
+                        if config.saturation_weight:
+                            penalty = saturation_penalty(pre_tanh, config.saturation_limit)
+                            total = loss + share * config.saturation_weight * penalty
+                        g.backward(total)
+                    losses.append(loss.detach())
+                    images.append(made.detach())
+            finite = g.step()
+        return GeneratorResult(_total(losses), _joined(images), finite)
 
     def discriminator(self, x_real: Tensor, images: Tensor, y: Tensor | None = None) -> DiscriminatorResult:
-        """Update D on ``x_real`` and ``images`` (both ``[B, C, H, W]``): losses and penalty in a single backward."""
+        """Update D on ``x_real`` and ``images`` (both ``[B, C, H, W]``): the loss on the real ones and its penalty in
+        one backward, that on the others in a second one, when the first one's memory is free."""
         config, regularised = self.config, self.d_steps % self.config.reg_interval == 0
-        self.opt_d.zero_grad(set_to_none=True)
-        d_real, r1_real = self._judge(x_real, y, regularised and config.reg_type != "fake")
-        d_fake, r1_fake = self._judge(images, y, regularised and config.reg_type != "real")
-        loss_real, loss_fake = real_loss(d_real), fake_loss(d_fake)
-        weight = config.reg_param * config.reg_interval
-        reg_real = None if r1_real is None else weight * r1_real.mean()
-        reg_fake = None if r1_fake is None else weight * r1_fake.mean()
-        total = loss_real + loss_fake
-        for penalty in (reg_real, reg_fake):
-            if penalty is not None:
-                total = total + penalty
-        finite = self._backward_and_step(total, self.opt_d, 1)
+        self.D.begin()
+        # One context for both: autocast casts every weight once.
+        with self._autocast(x_real, config.autocast):
+            real = self._judge(x_real, y, real_loss, regularised and config.reg_type != "fake")
+            fake = self._judge(images, y, fake_loss, regularised and config.reg_type != "real")
+        finite = self.D.step()
         self.d_steps += 1
-        detached = [None if t is None else t.detach() for t in (reg_real, reg_fake, r1_real, r1_fake)]
         return DiscriminatorResult(
-            loss_real.detach(), loss_fake.detach(), *detached, d_real.detach(), d_fake.detach(), finite
+            real.loss, fake.loss, real.reg, fake.reg, real.r1, fake.r1, real.logits, fake.logits, finite
         )
 
     def state_dict(self) -> dict:
         state = {"d_steps": self.d_steps}
-        if self.scalers is not None:
-            state["scalers"] = [scaler.state_dict() for scaler in self.scalers]
+        if self.G.scaler is not None:
+            state["scalers"] = [player.scaler.state_dict() for player in (self.G, self.D)]
         return state
 
     def load_state_dict(self, state: dict) -> None:
         self.d_steps = int(state["d_steps"])
-        if self.scalers is not None:
-            for scaler, saved in zip(self.scalers, state["scalers"], strict=True):
-                scaler.load_state_dict(saved)
+        if self.G.scaler is not None:
+            for player, saved in zip((self.G, self.D), state["scalers"], strict=True):
+                player.scaler.load_state_dict(saved)
 
-    def _judge(self, images: Tensor, y: Tensor | None, penalised: bool) -> tuple[Tensor, Tensor | None]:
-        images = images.detach().requires_grad_(penalised)
-        with self._autocast(images, self.config.reg_autocast if penalised else self.config.autocast):
-            logits = self.D(images, y)
-        return logits, gradient_penalty(logits, images) if penalised else None
+    def _judge(self, images: Tensor, y: Tensor | None, loss_of: Loss, penalised: bool) -> _Judged:
+        """The gradients that D gets from images, added to those it has."""
+        config, weight = self.config, self.config.reg_param * self.config.reg_interval
+        losses, regs, r1s, said = [], [], [], []
+        for part, share in self._parts(images):
+            x = images[part].detach().requires_grad_(penalised)
+            convolutions = ExplicitDoubleBackward() if penalised and config.explicit else nullcontext()
+            with self._autocast(x, config.reg_autocast if penalised else config.autocast), convolutions:
+                logits = self.D.network(x, None if y is None else y[part])
+            with self._autocast(x, None):
+                total = share * loss_of(logits)
+                losses.append(total.detach())
+                said.append(logits.detach())
+                if penalised:
+                    r1 = gradient_penalty(logits, x)
+                    reg = share * weight * r1.mean()
+                    total = total + reg
+                    regs.append(reg.detach())
+                    r1s.append(r1.detach())
+                self.D.backward(total)
+        penalties = (_total(regs), _joined(r1s)) if penalised else (None, None)
+        return _Judged(_total(losses), *penalties, _joined(said))
 
-    def _backward_and_step(self, total: Tensor, optimizer: Optimizer, which: int) -> bool:
-        scaler = None if self.scalers is None else self.scalers[which]
-        (total if scaler is None else scaler.scale(total)).backward()
-        gradients = [p.grad for p in self._parameters(optimizer) if p.grad is not None]
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        finite = bool(torch.nn.utils.get_total_norm(gradients).isfinite()) if gradients else True
-        if scaler is not None:
-            scaler.step(optimizer)
-            scaler.update()
-        elif finite:
-            optimizer.step()
-        return finite
-
-    @staticmethod
-    def _parameters(optimizer: Optimizer) -> list[Tensor]:
-        return [p for group in optimizer.param_groups for p in group["params"]]
+    def _parts(self, batch: Tensor) -> Iterator[tuple[slice, float]]:
+        """Slices of at most ``micro_batch`` samples, and their shares of the batch."""
+        count = batch.shape[0]
+        size = self.config.micro_batch or count
+        for start in range(0, count, size):
+            end = min(count, start + size)
+            yield slice(start, end), (end - start) / count
 
     @staticmethod
     def _autocast(like: Tensor, dtype: torch.dtype | None) -> AbstractContextManager:
         return torch.autocast(like.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -35,7 +35,7 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     type of the step; squares and sums are taken in float32 (float64 for float64).
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return _wide(gradient).square().flatten(1).sum(1)
+    return _wide(gradient).square().sum(tuple(range(1, gradient.dim())))
 
 
 def saturation_penalty(pre_tanh: Tensor, limit: float) -> Tensor:

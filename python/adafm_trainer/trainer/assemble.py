@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from adafm_kernels import ModulationPlan
+from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
 from ..errors import SourceError
 from ..methods import method_by_name
@@ -13,7 +17,10 @@ from ..methods.average import Average
 from ..methods.base import Group, Networks, TransferMethod
 from ..methods.config import TrainConfig
 from ..methods.gan_step import GanStep, StepConfig
+from ..methods.player import Player
 from ..models.config import ModelConfig
+from .double_backward import choose_double_backward
+from .parallel import Parallel
 from .precision import resolve_autocast, resolve_device, resolve_layout
 
 
@@ -29,6 +36,10 @@ class Assembly:
     device: torch.device
     autocast: torch.dtype | None
     layout: torch.memory_format
+    parallel: Parallel
+    double_backward: str
+    remarks: tuple[str, ...]
+    """What was chosen by measurement or by the device, as lines for the log."""
 
     def model_state(self) -> dict[str, Tensor]:
         state = {f"generator.{k}": v for k, v in self.networks.generator.state_dict().items()}
@@ -45,23 +56,23 @@ class Assembly:
             _load_exactly(network, part, prefix)
         _load_exactly(self.average.module, average, "average.")
         self.average.load_state_dict(trainer["average"])
-        self.step.opt_g.load_state_dict(trainer["opt_g"])
-        self.step.opt_d.load_state_dict(trainer["opt_d"])
+        self.step.G.optimizer.load_state_dict(trainer["opt_g"])
+        self.step.D.optimizer.load_state_dict(trainer["opt_d"])
         self.step.load_state_dict(trainer["gan_step"])
 
     def trainer_state(self) -> dict:
         return {
             "average": self.average.state_dict(),
-            "opt_g": self.step.opt_g.state_dict(),
-            "opt_d": self.step.opt_d.state_dict(),
+            "opt_g": self.step.G.optimizer.state_dict(),
+            "opt_d": self.step.D.optimizer.state_dict(),
             "gan_step": self.step.state_dict(),
         }
 
     def set_learning_rates(self, config: TrainConfig, step: int) -> None:
         """Linear warm-up over ``config.warmup`` steps, constant afterwards."""
         factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-        for optimizer in (self.step.opt_g, self.step.opt_d):
-            for group in optimizer.param_groups:
+        for player in (self.step.G, self.step.D):
+            for group in player.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
 
 
@@ -71,14 +82,19 @@ def build_networks(method_name: str, config: TrainConfig, model: ModelConfig) ->
     return method, method.structure(model, config)
 
 
-def assemble(method: TransferMethod, networks: Networks, config: TrainConfig) -> Assembly:
-    """Move the networks to the run's device and build what trains them.
+def assemble(
+    method: TransferMethod, networks: Networks, config: TrainConfig, parallel: Parallel | None = None
+) -> Assembly:
+    """Move the networks to the device of ``parallel`` (None: a single process) and build what trains them.
 
     To be called after the networks have their start values: the average starts as a copy of the generator.
     """
-    device = resolve_device(config.device)
+    parallel = Parallel(resolve_device(config.device)) if parallel is None else parallel
+    device = parallel.device
     autocast = resolve_autocast(config.precision, device)
-    layout = resolve_layout(config.layout, autocast)
+    modulated = [network for network in (networks.generator, networks.discriminator) if _is_modulated(network)]
+    planned = bool(modulated) and config.modulation == "plan"
+    layout = resolve_layout(config.layout, autocast, planned)
     for network in (networks.generator, networks.discriminator):
         network.to(device=device, memory_format=layout)
     groups_g = method.generator_groups(networks, config)
@@ -98,10 +114,43 @@ def assemble(method: TransferMethod, networks: Networks, config: TrainConfig) ->
         saturation_weight=config.saturation,
         autocast=autocast,
         reg_autocast=reg_autocast,
+        micro_batch=parallel.micro_batch(config.batch, config.batch_gpu),
     )
-    scalers = (torch.amp.GradScaler(device.type), torch.amp.GradScaler(device.type)) if half else None
-    step = GanStep(networks.generator, networks.discriminator, opt_g, opt_d, average, step_config, scalers)
-    return Assembly(method, networks, [*groups_g, *groups_d], average, step, device, autocast, layout)
+    chosen, remark = parallel.broadcast_object(_double_backward(config, networks, device, layout, step_config))
+    step_config = dataclasses.replace(step_config, explicit=chosen == "explicit")
+    players = []
+    for network, optimizer in ((networks.generator, opt_g), (networks.discriminator, opt_d)):
+        # The several backwards of D add up in float32; G has one, whose gradients stay in its type.
+        several = network is networks.discriminator or step_config.micro_batch is not None
+        wide = torch.float32 if several and autocast is not None else None
+        plan = ModulationPlan(network, dtype=autocast, accumulate=wide) if planned and network in modulated else None
+        players.append(
+            Player(
+                network,
+                optimizer,
+                None if plan is None else plan.attach(),
+                torch.amp.GradScaler(device.type) if half else None,
+                parallel.exchange if parallel.grouped else None,
+            )
+        )
+    step = GanStep(*players, step_config)
+    groups = [*groups_g, *groups_d]
+    return Assembly(method, networks, groups, average, step, device, autocast, layout, parallel, chosen, (remark,))
+
+
+def _double_backward(
+    config: TrainConfig, networks: Networks, device: torch.device, layout: torch.memory_format, step: StepConfig
+) -> tuple[str, str]:
+    """Form of the penalty's second derivative and the reason, for images of the run's size."""
+    model = networks.model
+    count = step.micro_batch or config.batch
+    images = torch.zeros(count, model.channels, model.size, model.size, device=device)
+    images = images.contiguous(memory_format=layout)
+    return choose_double_backward(config.conv_double_backward, networks.discriminator, images, step)
+
+
+def _is_modulated(network: nn.Module) -> bool:
+    return any(isinstance(m, (AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear)) for m in network.modules())
 
 
 def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.optim.Adam:

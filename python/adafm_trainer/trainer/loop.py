@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from .progress import Clock, Console, duration
 from .rundir import RunDirectory
 from .sampling import draw_latents, draw_noise, generate
 from .signals import StopRequest
+from .skips import Skips
 
 GRID = 64
 
@@ -46,11 +48,20 @@ class Trainer:
         self.assembly, self.config, self.training, self.evaluator = assembly, config, training, evaluator
         self.run_directory, self.console = run, console
         state = state or {"step": 0, "skips": 0, "consecutive": 0, "wall": 0.0, "sums": {}, "counts": {}, "warned": []}
-        self.step, self.skips, self.consecutive = state["step"], state["skips"], state["consecutive"]
+        self.step = state["step"]
+        self.skips = Skips(assembly.device, state["skips"], state["consecutive"])
         self.warned = set(state["warned"])
         self._sums: dict[str, Tensor] = dict(state["sums"])
         self._counts: dict[str, int] = dict(state["counts"])
         self.clock = Clock(state["wall"])
+        self.parallel = assembly.parallel
+        self._samples = self.parallel.samples(config.batch)
+        if self.parallel.main:
+            self._look_at_reals()
+
+    def _look_at_reals(self) -> None:
+        """What the grids and gauges of rank 0 compare with."""
+        config, training = self.config, self.training
         reference = sample_indices(config.seed, 0, min(len(training), 500), len(training))
         self._reals = prepare(
             training.batch(reference),
@@ -70,9 +81,9 @@ class Trainer:
             Interrupted: a signal asked to stop; the step was finished and saved.
             DivergedError: gradients or pictures are lost. DiskError: a checkpoint could not be written.
         """
-        config = self.config
+        config, parallel = self.config, self.parallel
         if self.step == 0:
-            save_grid(self.run_directory.root / "reals.png", self._reals[:GRID] / config.data_scale)
+            parallel.on_main("the grid of reals", self._save_reals)
             self._tick()
             self._save()
         with StopRequest() as stop:
@@ -85,17 +96,19 @@ class Trainer:
                     self._tick()
                 evaluate = config.eval_every > 0 and self.step % config.eval_every == 0
                 if evaluate and not done:
-                    self._evaluate()
-                if self.step % config.snap == 0 or done or stop.requested:
+                    parallel.on_main("the evaluation", self._evaluate)
+                stopping = parallel.any(stop.requested)
+                if self.step % config.snap == 0 or done or stopping:
                     self._save()
-                if stop.requested and not done:
+                if stopping and not done:
                     raise Interrupted(
                         f"stopped after step {self.step} of {config.steps}; continue with "
                         f"`adafm train --resume {self.run_directory.root}`"
                     )
-        save_adapter(self.run_directory.root / "adapter", self.assembly, config)
+        adapter = self.run_directory.root / "adapter"
+        parallel.on_main("the adapter", partial(save_adapter, adapter, self.assembly, config))
         if config.eval_every >= 0:
-            self._evaluate()
+            parallel.on_main("the evaluation", self._evaluate)
 
     def _train_step(self) -> None:
         config, assembly, step = self.config, self.assembly, self.step
@@ -103,8 +116,8 @@ class Trainer:
         if event:
             self.console.line(f"step {step}: {event}")
         assembly.set_learning_rates(config, step)
-        samples = range(config.batch)
-        rows = sample_indices(config.seed, step * config.batch, config.batch, len(self.training))
+        samples = self._samples
+        rows = sample_indices(config.seed, step * config.batch + samples.start, len(samples), len(self.training))
         real = prepare(
             self.training.batch(rows),
             seed=config.seed,
@@ -121,12 +134,13 @@ class Trainer:
         if noise is not None:
             noise = tuple(n.to(assembly.device) for n in noise)
         g = assembly.step.generator(z, None, noise)
-        if g.finite:
-            assembly.average.update()
+        assembly.average.update()
         d = assembly.step.discriminator(real, g.images)
         self.step += 1
         self.clock.step()
-        self._count_skip(g.finite and d.finite)
+        self.skips.add(g.finite & d.finite)
+        if assembly.device.type == "cpu" or self.step % config.tick == 0:
+            self._check_skips()
         self._accumulate(
             g_loss=g.loss,
             d_loss=d.loss_real + d.loss_fake,
@@ -136,21 +150,21 @@ class Trainer:
             r1_fake=None if d.r1_fake is None else d.r1_fake.mean(),
         )
 
-    def _count_skip(self, finite: bool) -> None:
-        self.consecutive = 0 if finite else self.consecutive + 1
-        self.skips += not finite
-        if self.consecutive >= self.config.max_skips:
-            bad = [
-                name
-                for network in (self.assembly.networks.generator, self.assembly.networks.discriminator)
-                for name, p in network.named_parameters()
-                if p.grad is not None and not p.grad.isfinite().all()
-            ]
-            raise DivergedError(
-                f"gradients were not finite in {self.consecutive} steps in a row up to step {self.step} "
-                f"(first: {', '.join(bad[:5]) or 'none now'}); lower --lr-g and --lr-d, or use --precision fp32, and "
-                f"start from the last checkpoint in {self.run_directory.checkpoints}"
-            )
+    def _check_skips(self) -> None:
+        """Give up where too many steps in a row were not taken. Reading the count waits for a GPU."""
+        if self.skips.longest() < self.config.max_skips:
+            return
+        bad = [
+            name
+            for network in (self.assembly.networks.generator, self.assembly.networks.discriminator)
+            for name, p in network.named_parameters()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        raise DivergedError(
+            f"gradients were not finite in {self.skips.longest()} steps in a row up to step {self.step} "
+            f"(first: {', '.join(bad[:5]) or 'none now'}); lower --lr-g and --lr-d, or use --precision fp32, and "
+            f"start from the last checkpoint in {self.run_directory.checkpoints}"
+        )
 
     def _accumulate(self, **values: Tensor | None) -> None:
         for name, value in values.items():
@@ -159,13 +173,19 @@ class Trainer:
                 self._counts[name] = self._counts.get(name, 0) + 1
 
     def _tick(self) -> None:
-        """Statistics since the last tick, a grid from fixed latents, and the collapse gauges."""
+        """Statistics since the last tick over all processes; rank 0 writes them down and looks at samples."""
+        self._sums = self.parallel.mean(self._sums)
+        self.parallel.on_main("the tick", self._write_tick)
+        self._sums, self._counts = {}, {}
+        self.clock.lap()
+
+    def _write_tick(self) -> None:
+        """One row of statistics, a grid from fixed latents, and the collapse gauges."""
         config, root = self.config, self.run_directory
         images = self._grid()
         save_grid(root.samples / f"step{self.step:06d}.png", images / config.data_scale)
         gauges = self.watch.gauges(images)
         means = {name: (value / self._counts[name]).item() for name, value in self._sums.items()}
-        self._sums, self._counts = {}, {}
         seconds = self.clock.seconds_per_step() if self.step else 0.0
         row = {
             "step": self.step,
@@ -175,7 +195,7 @@ class Trainer:
             **means,
             **dataclasses.asdict(gauges),
             **identity_distance(self.assembly.networks.generator),
-            "skips": self.skips,
+            "skips": self.skips.total(),
         }
         root.append(root.stats, row)
         self._say_tick(row, seconds)
@@ -187,7 +207,6 @@ class Trainer:
                 "saturated and its gradient vanished. Start again with another --seed, --saturation 0.1, --data-scale "
                 "0.95 or a larger --r1-gamma"
             )
-        self.clock.lap()
 
     def _say_tick(self, row: dict, seconds: float) -> None:
         config = self.config
@@ -215,24 +234,39 @@ class Trainer:
         assembly = self.assembly
         return generate(assembly.average.module, self.config.seed, "grid", range(GRID), autocast=assembly.autocast)
 
+    def _save_reals(self) -> None:
+        save_grid(self.run_directory.root / "reals.png", self._reals[:GRID] / self.config.data_scale)
+
     def _save(self) -> None:
+        """A checkpoint by rank 0, after every process has shown that it holds the same.
+
+        The sums are averaged first, so that a run resumed from here has the statistics of one that went on.
+        """
+        self._sums = self.parallel.mean(self._sums)
         loop = {
             "step": self.step,
-            "skips": self.skips,
-            "consecutive": self.consecutive,
+            "skips": self.skips.total(),
+            "consecutive": self.skips.consecutive(),
             "wall": self.clock.wall(),
             "sums": self._sums,
             "counts": self._counts,
             "warned": sorted(self.warned),
+            "processes": self.parallel.world,
         }
-        trainer = {**self.assembly.trainer_state(), "loop": loop}
-        save_checkpoint(
-            self.run_directory.checkpoints,
-            self.step,
-            self.assembly.model_state(),
-            self.assembly.average.module.state_dict(),
-            trainer,
-            self.config.keep,
+        model, average = self.assembly.model_state(), self.assembly.average.module.state_dict()
+        trainer = self.assembly.trainer_state()
+        self.parallel.agree([self.step, model, average, trainer], f"weights and optimizer states at step {self.step}")
+        self.parallel.on_main(
+            "the checkpoint",
+            partial(
+                save_checkpoint,
+                self.run_directory.checkpoints,
+                self.step,
+                model,
+                average,
+                {**trainer, "loop": loop},
+                self.config.keep,
+            ),
         )
 
     def _evaluate(self) -> None:

@@ -36,10 +36,20 @@ def resolve_autocast(precision: str, device: torch.device) -> torch.dtype | None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def resolve_layout(layout: str, autocast: torch.dtype | None) -> torch.memory_format:
-    """The memory format of ``--layout``; ``auto`` is channels-last wherever a 16-bit type computes."""
+def resolve_layout(layout: str, autocast: torch.dtype | None, planned: bool = False) -> torch.memory_format:
+    """The memory format of ``--layout``; ``auto`` is channels-last wherever a 16-bit type computes or, ``planned``, the
+    modulated weights come from a plan, which holds them so.
+
+    Raises:
+        UsageError: ``contiguous`` with a plan.
+    """
     if layout == "auto":
-        layout = "contiguous" if autocast is None else "channels-last"
+        layout = "contiguous" if autocast is None and not planned else "channels-last"
+    if layout == "contiguous" and planned:
+        raise UsageError(
+            "--layout contiguous does not go with --modulation plan, which makes channels-last weights; leave --layout "
+            "out or take --modulation autograd"
+        )
     return {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}[layout]
 
 

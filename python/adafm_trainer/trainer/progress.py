@@ -42,6 +42,16 @@ class Console:
             self._drawn = False
 
 
+class SilentConsole(Console):
+    """The console of a process that has nothing to say: rank 0 speaks for all."""
+
+    def line(self, text: str) -> None:
+        pass
+
+    def progress(self, step: int, steps: int, seconds_per_step: float) -> None:
+        pass
+
+
 class Clock:
     """Wall time of a run over its interruptions, and the time of a step since the last call of ``lap``."""
 

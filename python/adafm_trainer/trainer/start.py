@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,8 +28,9 @@ from .assemble import Assembly, assemble
 from .checkpoint import load_checkpoint, write_atomic
 from .evaluation import Evaluator
 from .loop import Trainer, write_blocks
-from .precision import resolve_autocast, resolve_device
-from .progress import Console
+from .parallel import Parallel
+from .precision import resolve_autocast
+from .progress import Console, SilentConsole
 from .rundir import RunDirectory
 
 
@@ -42,70 +46,90 @@ class Data:
 def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None = None) -> Path:
     """Train a new run from start to end and write its report; returns the run directory.
 
-    ``model`` describes the networks when there is no source to take the description from.
+    ``model`` describes the networks when there is no source to take the description from. Under `torchrun` this is
+    called in every process; rank 0 alone writes.
 
     Raises:
         AdafmError: see the exit code of each subclass; everything written so far stays.
     """
     method = method_by_name(method_name)
-    source = _load_source(config, method, model)
-    described = model if source is None else method.target_model(source.cfg, config)
-    if config.data_scale is None:
-        inherited = 1.0 if source is None else float(source.meta.get("data_scale", 1.0))
-        config = dataclasses.replace(config, data_scale=inherited)
-    run = RunDirectory(config.outdir)
-    run.create()
-    run.lock()
-    try:
-        console = Console(run.root / "log.txt")
-        data = load_data(config, described, console)
-        torch.manual_seed(config.seed)
-        networks = method.structure(described, config)
-        autocast = resolve_autocast(config.precision, resolve_device(config.device))
-        method.initialise(networks, source, config, console.line, autocast)
-        write_config(run.config, method_name, config, described.to_json())
-        assembly = assemble(method, networks, config)
-        _describe(run, console, assembly, config, data, source)
-        return _train(Trainer(assembly, config, data.training, _evaluator(config, data, console), run, console), run)
-    finally:
-        run.unlock()
+    parallel = Parallel.from_environment(config.device, config.dist_timeout)
+    parallel.micro_batch(config.batch, config.batch_gpu)
+    with parallel:
+        source = _load_source(config, method, model)
+        described = model if source is None else method.target_model(source.cfg, config)
+        if config.data_scale is None:
+            inherited = 1.0 if source is None else float(source.meta.get("data_scale", 1.0))
+            config = dataclasses.replace(config, data_scale=inherited)
+        run = RunDirectory(config.outdir)
+        with _occupied(run, parallel, run.create) as console:
+            data = load_data(config, described, console, parallel)
+            _agree_on_settings(parallel, method_name, config, described, data)
+            torch.manual_seed(config.seed)
+            networks = method.structure(described, config)
+            autocast = resolve_autocast(config.precision, parallel.device)
+            initialise = partial(method.initialise, networks, source, config, console.line, autocast)
+            parallel.on_main("the start values", initialise)
+            for network in (networks.generator, networks.discriminator):
+                parallel.broadcast([*network.parameters(), *network.buffers()])
+            assembly = assemble(method, networks, config, parallel)
+
+            def describe() -> Evaluator | None:
+                settled = dataclasses.replace(config, conv_double_backward=assembly.double_backward)
+                write_config(run.config, method_name, settled, described.to_json())
+                _describe(run, console, assembly, config, data, source)
+                return _evaluator(config, data, console)
+
+            evaluator = parallel.on_main("the description of the run", describe)
+            return _train(Trainer(assembly, config, data.training, evaluator, run, console), run)
 
 
 def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_change: bool = False) -> Path:
-    """Continue a run from its newest whole checkpoint, bit for bit on the same machine and thread count.
+    """Continue a run from its newest whole checkpoint, bit for bit on the same machine, thread and process count.
 
-    ``steps`` may lengthen (or shorten) the run; nothing else can change.
+    ``steps`` may lengthen (or shorten) the run; nothing else can change. Under `torchrun` rank 0 reads the checkpoint
+    and every process starts from what it read.
     """
     run = RunDirectory(folder)
     run.open_existing()
     method_name, config, model = read_config(run.config)
     config = dataclasses.replace(config, outdir=str(folder), steps=config.steps if steps is None else steps)
     described = ModelConfig.from_json(model)
-    run.lock()
-    try:
-        console = Console(run.root / "log.txt")
-        path, model_state, average, trainer = load_checkpoint(run.checkpoints, console.line)
-        loop = trainer["loop"]
-        if config.steps < loop["step"]:
-            raise UsageError(f"--steps {config.steps} lies before the checkpoint's step {loop['step']}")
-        data = load_data(config, described, console)
-        _check_data(run, data, allow_data_change)
-        method = method_by_name(method_name)
-        networks = method.structure(described, config)
-        method.before_step(networks, config, loop["step"])
-        assembly = assemble(method, networks, config)
-        assembly.load(model_state, average, trainer)
-        write_config(run.config, method_name, config, model)
-        run.truncate_rows(loop["step"])
-        console.line(f"resuming {folder} at step {loop['step']} from {path.name}")
-        evaluator = _evaluator(config, data, console)
-        return _train(Trainer(assembly, config, data.training, evaluator, run, console, loop), run)
-    finally:
-        run.unlock()
+    parallel = Parallel.from_environment(config.device, config.dist_timeout)
+    parallel.micro_batch(config.batch, config.batch_gpu)
+    with parallel:
+        with _occupied(run, parallel) as console:
+            found = parallel.on_main("the checkpoint", partial(load_checkpoint, run.checkpoints, console.line))
+            path, model_state, average, trainer = parallel.broadcast_object(found)
+            loop = trainer["loop"]
+            if config.steps < loop["step"]:
+                raise UsageError(f"--steps {config.steps} lies before the checkpoint's step {loop['step']}")
+            data = load_data(config, described, console, parallel)
+            parallel.on_main("the check of the images", partial(_check_data, run, data, allow_data_change))
+            _agree_on_settings(parallel, method_name, config, described, data)
+            method = method_by_name(method_name)
+            networks = method.structure(described, config)
+            method.before_step(networks, config, loop["step"])
+            assembly = assemble(method, networks, config, parallel)
+            assembly.load(model_state, average, trainer)
+
+            def describe() -> Evaluator | None:
+                write_config(run.config, method_name, config, model)
+                run.truncate_rows(loop["step"])
+                console.line(f"resuming {folder} at step {loop['step']} from {path.name}")
+                if (before := loop.get("processes", 1)) != parallel.world:
+                    console.line(
+                        f"{before} processes before, {parallel.world} now: the same training, but sums are rounded in "
+                        "another order, so it does not continue bit for bit"
+                    )
+                return _evaluator(config, data, console)
+
+            evaluator = parallel.on_main("the description of the run", describe)
+            return _train(Trainer(assembly, config, data.training, evaluator, run, console, loop), run)
 
 
-def load_data(config: TrainConfig, model: ModelConfig, say: Console) -> Data:
-    """Training images and, where there are any, held-out ones.
+def load_data(config: TrainConfig, model: ModelConfig, say: Console, parallel: Parallel) -> Data:
+    """Training images and, where there are any, held-out ones; those of --eval-data on rank 0 alone, which evaluates.
 
     Raises:
         DataError: a set cannot be read, or --holdout leaves too few images to train on.
@@ -121,7 +145,7 @@ def load_data(config: TrainConfig, model: ModelConfig, say: Console) -> Data:
 
     images = load(config.data)
     if config.eval_data is not None:
-        return Data(images, load(config.eval_data), "heldout")
+        return Data(images, parallel.on_main("the evaluation images", partial(load, config.eval_data)), "heldout")
     if config.holdout == 0:
         return Data(images, images, "train")
     if config.holdout > len(images) - 2:
@@ -158,6 +182,31 @@ def save_source(trainer: Trainer, run: RunDirectory) -> Path:
         meta,
         torch.float16,
     )
+
+
+@contextmanager
+def _occupied(run: RunDirectory, parallel: Parallel, prepare: Callable[[], None] | None = None) -> Iterator[Console]:
+    """The run directory, locked by rank 0 on behalf of all; gives the console of this process."""
+
+    def occupy() -> None:
+        if prepare is not None:
+            prepare()
+        run.lock()
+
+    parallel.on_main("the run directory", occupy)
+    try:
+        yield Console(run.root / "log.txt") if parallel.main else SilentConsole()
+    finally:
+        if parallel.main:
+            run.unlock()
+
+
+def _agree_on_settings(parallel: Parallel, method: str, config: TrainConfig, model: ModelConfig, data: Data) -> None:
+    """Every process must have been started alike; only paths may differ from machine to machine."""
+    paths = ("data", "eval_data", "source", "outdir")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in paths}
+    state = [method, settings, model.to_json(), data.training.manifest["sha256"]]
+    parallel.agree(state, "the settings and training images", UsageError)
 
 
 def _load_source(config: TrainConfig, method: TransferMethod, model: ModelConfig | None) -> SourcePair | None:
@@ -198,12 +247,23 @@ def _describe(
     console.line(format_block_table(rows))
     compute = "float32" if assembly.autocast is None else str(assembly.autocast).removeprefix("torch.")
     console.line(f"device {assembly.device}, compute type {compute}, {torch.get_num_threads()} threads")
+    for remark in assembly.remarks:
+        console.line(remark)
+    parallel = assembly.parallel
+    if parallel.grouped:
+        each = len(parallel.samples(config.batch))
+        console.line(f"{parallel.world} processes, each with {each} of the {config.batch} images of a step")
     manifest = {"training": data.training.manifest, "evaluation": None, "split": data.split}
     if data.reals is not None and data.reals is not data.training:
         manifest["evaluation"] = data.reals.manifest
     write_atomic(run.root / "data_manifest.json", json.dumps(manifest, indent=1))
     run.write_environment(
-        {"device": str(assembly.device), "compute": compute, "source": None if source is None else source.meta}
+        {
+            "device": str(assembly.device),
+            "processes": parallel.world,
+            "compute": compute,
+            "source": None if source is None else source.meta,
+        }
     )
 
 
@@ -223,12 +283,14 @@ def _check_data(run: RunDirectory, data: Data, allow: bool) -> None:
 
 
 def _train(trainer: Trainer, run: RunDirectory) -> Path:
+    parallel = trainer.assembly.parallel
     try:
         trainer.run()
         if not trainer.assembly.method.needs_source:
-            trainer.console.line(f"source networks for --source: {save_source(trainer, run)}")
+            folder = parallel.on_main("the source networks", partial(save_source, trainer, run))
+            trainer.console.line(f"source networks for --source: {folder}")
     finally:
-        if run.stats.is_file():
+        if parallel.main and run.stats.is_file():
             report = write_report(run.root)
             trainer.console.line(f"report: {report}")
     return run.root
