@@ -1,4 +1,6 @@
 // The operators of a whole network: lists of weights, and arenas that are written in place.
+#include <initializer_list>
+
 #include "adafm/modulate_many.h"
 #include "adafm/step_many.h"
 #include "binding.h"
@@ -143,45 +145,62 @@ std::vector<Tensor> modulate_many_backward_on_cpu(std::vector<Tensor> grads, std
 
 // ---- arenas ----
 
-// A flat buffer: one row of `type` on the device of `like`.
-void check_arena(const Tensor& arena, const Tensor& like, ScalarType type, int64_t rows, const char* op,
-                 const char* name) {
-  ADAFM_CHECK(arena.dim() == (rows == 1 ? 1 : 2) && (rows == 1 || arena.size(0) == rows) && arena.is_contiguous(), op,
-              ": ", name, " has shape ", shape_text(arena), "; expected a contiguous ",
-              rows == 1 ? "one-dimensional tensor" : "tensor [2, pairs]");
-  check_type(arena, type, op, name);
-  check_same_device(arena, like, op, name, "weight");
-}
+// What every arena of a call has in common: the weights' type and device.
+struct Home {
+  ScalarType type;
+  ScalarType wide;
+  bool cuda;
+  int32_t device;
 
-bool overlap(const Tensor& a, const Tensor& b, int64_t size_a, int64_t size_b) {
-  const char* first = static_cast<const char*>(a.const_data_ptr());
-  const char* second = static_cast<const char*>(b.const_data_ptr());
-  return first < second + b.numel() * size_b && second < first + a.numel() * size_a;
-}
-
-int64_t element_size(const Tensor& tensor) {
-  const ScalarType type = tensor.scalar_type();
-  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
-}
-
-struct Named {
-  const Tensor* tensor;
-  const char* name;
+  explicit Home(const Tensor& weight)
+      : type(weight.scalar_type()),
+        wide(type == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
+        cuda(weight.is_cuda()),
+        device(cuda ? weight.get_device_index() : 0) {}
 };
 
-// No written tensor shares memory with another one.
-void check_apart(const std::vector<Named>& written, const std::vector<Named>& read, const char* op) {
-  for (size_t w = 0; w < written.size(); ++w) {
-    const Named& target = written[w];
-    const auto against = [&](const Named& other) {
-      ADAFM_CHECK(!overlap(*target.tensor, *other.tensor, element_size(*target.tensor), element_size(*other.tensor)),
-                  op, ": ", target.name, " shares memory with ", other.name, "; give it memory of its own");
-    };
-    for (size_t v = w + 1; v < written.size(); ++v) {
-      against(written[v]);
+int64_t size_of(ScalarType type) { return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2; }
+
+// A checked flat buffer. Each question to a tensor is a call into torch, so none is asked twice.
+struct Arena {
+  const char* begin = nullptr;
+  int64_t count = 0;
+  int64_t bytes = 0;
+  const char* name = nullptr;
+
+  const void* read() const { return begin; }
+  void* write() const { return const_cast<char*>(begin); }
+};
+
+// One row (or `rows`) of `type` on the device of the weights.
+Arena arena_of(const Tensor& tensor, const Home& home, ScalarType type, int64_t rows, const char* op,
+               const char* name) {
+  ADAFM_CHECK(tensor.dim() == (rows == 1 ? 1 : 2) && (rows == 1 || tensor.size(0) == rows) && tensor.is_contiguous(),
+              op, ": ", name, " has shape ", shape_text(tensor), "; expected a contiguous ",
+              rows == 1 ? "one-dimensional tensor" : "tensor [2, pairs]");
+  check_type(tensor, type, op, name);
+  ADAFM_CHECK(tensor.is_cuda() == home.cuda && (!home.cuda || tensor.get_device_index() == home.device), op, ": ", name,
+              " and weight are on different devices");
+  const int64_t count = tensor.numel();
+  return {static_cast<const char*>(tensor.const_data_ptr()), count, count * size_of(type), name};
+}
+
+// No written arena shares memory with another one. Those without a name are not there.
+void check_apart(std::initializer_list<Arena> written, std::initializer_list<Arena> read, const char* op) {
+  const auto check = [&](const Arena& target, const Arena& other) {
+    ADAFM_CHECK(!(target.begin < other.begin + other.bytes && other.begin < target.begin + target.bytes), op, ": ",
+                target.name, " shares memory with ", other.name, "; give it memory of its own");
+  };
+  for (const Arena* target = written.begin(); target != written.end(); ++target) {
+    for (const Arena* other = target + 1; target->name != nullptr && other != written.end(); ++other) {
+      if (other->name != nullptr) {
+        check(*target, *other);
+      }
     }
-    for (const Named& source : read) {
-      against(source);
+    for (const Arena& other : read) {
+      if (target->name != nullptr && other.name != nullptr) {
+        check(*target, other);
+      }
     }
   }
 }
@@ -238,13 +257,6 @@ const Tile* tiles_of(const std::optional<Tensor>& tiles, const Tensor& weight, c
 }
 #endif
 
-const void* read_pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
-void* write_pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? tensor->mutable_data_ptr() : nullptr;
-}
-
 template <class args_t>
 void run_arena(args_t& args, const Layers& layers, const std::optional<Tensor>& tiles, const Tensor& weight,
                const char* op, int (*cpu)(const args_t&, int64_t, int64_t), LaunchOf<args_t> cuda) {
@@ -267,19 +279,21 @@ void run_arena(args_t& args, const Layers& layers, const std::optional<Tensor>& 
 void modulate_many_out(Tensor weight, Tensor gamma, Tensor beta, Tensor layers, std::optional<Tensor> tiles,
                        Tensor out) {
   constexpr const char* op = "adafm_compiled::modulate_many_out";
+  const Home home(weight);
+  const ScalarType out_type = out.scalar_type();
   ModulateArenaArgs args{};
-  args.weight_type = element_type(weight.scalar_type(), op, "weight");
-  args.out_type = element_type(out.scalar_type(), op, "out");
-  check_arena(weight, weight, weight.scalar_type(), 1, op, "weight");
-  check_arena(gamma, weight, wide_type(weight), 1, op, "gamma");
-  check_arena(beta, weight, wide_type(weight), 1, op, "beta");
-  check_arena(out, weight, out.scalar_type(), 1, op, "out");
-  const Layers table(layers, std::min(weight.numel(), out.numel()), std::min(gamma.numel(), beta.numel()), op);
-  check_apart({{&out, "out"}}, {{&weight, "weight"}, {&gamma, "gamma"}, {&beta, "beta"}}, op);
-  args.weight = weight.const_data_ptr();
-  args.gamma = gamma.const_data_ptr();
-  args.beta = beta.const_data_ptr();
-  args.out = out.mutable_data_ptr();
+  args.weight_type = element_type(home.type, op, "weight");
+  args.out_type = element_type(out_type, op, "out");
+  const Arena weights = arena_of(weight, home, home.type, 1, op, "weight");
+  const Arena gammas = arena_of(gamma, home, home.wide, 1, op, "gamma");
+  const Arena betas = arena_of(beta, home, home.wide, 1, op, "beta");
+  const Arena outs = arena_of(out, home, out_type, 1, op, "out");
+  const Layers table(layers, std::min(weights.count, outs.count), std::min(gammas.count, betas.count), op);
+  check_apart({outs}, {weights, gammas, betas}, op);
+  args.weight = weights.read();
+  args.gamma = gammas.read();
+  args.beta = betas.read();
+  args.out = outs.write();
   run_arena(args, table, tiles, weight, op, &modulate_arena_cpu, ADAFM_CUDA_OR_NULL(modulate_arena_cuda));
 }
 
@@ -287,40 +301,42 @@ void modulate_many_backward_out(Tensor grad, Tensor weight, std::optional<Tensor
                                 std::optional<Tensor> tiles, std::optional<Tensor> grad_weight,
                                 std::optional<Tensor> grad_gamma, std::optional<Tensor> grad_beta) {
   constexpr const char* op = "adafm_compiled::modulate_many_backward_out";
+  const Home home(weight);
+  const ScalarType grad_type = grad.scalar_type();
   ModulateBackwardArenaArgs args{};
-  args.grad_type = element_type(grad.scalar_type(), op, "grad");
-  args.weight_type = element_type(weight.scalar_type(), op, "weight");
-  check_arena(weight, weight, weight.scalar_type(), 1, op, "weight");
-  check_arena(grad, weight, grad.scalar_type(), 1, op, "grad");
-  int64_t weight_end = std::min(weight.numel(), grad.numel()), pair_end = INT64_MAX;
-  std::vector<Named> written, read{{&grad, "grad"}, {&weight, "weight"}};
-  const auto pairs = [&](const std::optional<Tensor>& arena, const char* name, std::vector<Named>& where) {
-    if (arena.has_value()) {
-      check_arena(*arena, weight, wide_type(weight), 1, op, name);
-      pair_end = std::min(pair_end, arena->numel());
-      where.push_back({&*arena, name});
+  args.grad_type = element_type(grad_type, op, "grad");
+  args.weight_type = element_type(home.type, op, "weight");
+  const Arena weights = arena_of(weight, home, home.type, 1, op, "weight");
+  const Arena grads = arena_of(grad, home, grad_type, 1, op, "grad");
+  int64_t weight_end = std::min(weights.count, grads.count), pair_end = INT64_MAX;
+  const auto pairs = [&](const std::optional<Tensor>& tensor, const char* name) {
+    if (!tensor.has_value()) {
+      return Arena{};
     }
+    const Arena arena = arena_of(*tensor, home, home.wide, 1, op, name);
+    pair_end = std::min(pair_end, arena.count);
+    return arena;
   };
-  pairs(gamma, "gamma", read);
-  pairs(grad_gamma, "grad_gamma", written);
-  pairs(grad_beta, "grad_beta", written);
+  const Arena gammas = pairs(gamma, "gamma");
+  const Arena grad_gammas = pairs(grad_gamma, "grad_gamma");
+  const Arena grad_betas = pairs(grad_beta, "grad_beta");
+  Arena grad_weights{};
   if (grad_weight.has_value()) {
     ADAFM_CHECK(gamma.has_value(), op, ": gamma is missing, and grad_weight = gamma * grad needs it");
-    check_arena(*grad_weight, weight, weight.scalar_type(), 1, op, "grad_weight");
-    weight_end = std::min(weight_end, grad_weight->numel());
-    written.push_back({&*grad_weight, "grad_weight"});
+    grad_weights = arena_of(*grad_weight, home, home.type, 1, op, "grad_weight");
+    weight_end = std::min(weight_end, grad_weights.count);
   }
   const Layers table(layers, weight_end, pair_end, op);
-  check_apart(written, read, op);
-  if (written.empty()) {
+  check_apart({grad_gammas, grad_betas, grad_weights}, {grads, weights, gammas}, op);
+  if (!grad_gamma.has_value() && !grad_beta.has_value() && !grad_weight.has_value()) {
     return;
   }
-  args.grad = grad.const_data_ptr();
-  args.weight = weight.const_data_ptr();
-  args.gamma = read_pointer(gamma);
-  args.grad_weight = write_pointer(grad_weight);
-  args.grad_gamma = write_pointer(grad_gamma);
-  args.grad_beta = write_pointer(grad_beta);
+  args.grad = grads.read();
+  args.weight = weights.read();
+  args.gamma = gammas.read();
+  args.grad_weight = grad_weights.write();
+  args.grad_gamma = grad_gammas.write();
+  args.grad_beta = grad_betas.write();
   run_arena(args, table, tiles, weight, op, &modulate_backward_arena_cpu,
             ADAFM_CUDA_OR_NULL(modulate_backward_arena_cuda));
 }
@@ -328,42 +344,44 @@ void modulate_many_backward_out(Tensor grad, Tensor weight, std::optional<Tensor
 void step_many(Tensor grad, Tensor weight, Tensor layers, std::optional<Tensor> tiles, Tensor hyper, Tensor parameters,
                Tensor exp_avg, Tensor exp_avg_sq, std::optional<Tensor> average, std::optional<Tensor> out) {
   constexpr const char* op = "adafm_compiled::step_many";
+  const Home home(weight);
+  const ScalarType grad_type = grad.scalar_type();
   StepManyArgs args{};
-  args.grad_type = element_type(grad.scalar_type(), op, "grad");
-  args.weight_type = element_type(weight.scalar_type(), op, "weight");
-  const ScalarType wide = wide_type(weight);
-  check_arena(weight, weight, weight.scalar_type(), 1, op, "weight");
-  check_arena(grad, weight, grad.scalar_type(), 1, op, "grad");
-  check_arena(hyper, weight, wide, 1, op, "hyper");
-  ADAFM_CHECK(hyper.numel() == 8, op, ": hyper has shape ", shape_text(hyper), "; expected [8]");
-  int64_t weight_end = std::min(weight.numel(), grad.numel());
-  std::vector<Named> written{{&parameters, "parameters"}, {&exp_avg, "exp_avg"}, {&exp_avg_sq, "exp_avg_sq"}};
-  if (average.has_value()) {
-    written.push_back({&*average, "average"});
-  }
-  for (const Named& row : written) {
-    check_arena(*row.tensor, weight, wide, 2, op, row.name);
-    ADAFM_CHECK(row.tensor->size(1) == parameters.size(1), op, ": ", row.name, " has shape ", shape_text(*row.tensor),
+  args.grad_type = element_type(grad_type, op, "grad");
+  args.weight_type = element_type(home.type, op, "weight");
+  const Arena weights = arena_of(weight, home, home.type, 1, op, "weight");
+  const Arena grads = arena_of(grad, home, grad_type, 1, op, "grad");
+  const Arena hypers = arena_of(hyper, home, home.wide, 1, op, "hyper");
+  ADAFM_CHECK(hypers.count == 8, op, ": hyper has shape ", shape_text(hyper), "; expected [8]");
+  int64_t weight_end = std::min(weights.count, grads.count);
+  const Arena values = arena_of(parameters, home, home.wide, 2, op, "parameters");
+  const auto state = [&](const Tensor& tensor, const char* name) {
+    const Arena arena = arena_of(tensor, home, home.wide, 2, op, name);
+    ADAFM_CHECK(arena.count == values.count, op, ": ", name, " has shape ", shape_text(tensor),
                 "; expected that of parameters, ", shape_text(parameters));
-  }
+    return arena;
+  };
+  const Arena moments = state(exp_avg, "exp_avg"), squares = state(exp_avg_sq, "exp_avg_sq");
+  const Arena averages = average.has_value() ? state(*average, "average") : Arena{};
   args.out_type = args.weight_type;
+  Arena outs{};
   if (out.has_value()) {
-    args.out_type = element_type(out->scalar_type(), op, "out");
-    check_arena(*out, weight, out->scalar_type(), 1, op, "out");
-    weight_end = std::min(weight_end, out->numel());
-    written.push_back({&*out, "out"});
+    const ScalarType out_type = out->scalar_type();
+    args.out_type = element_type(out_type, op, "out");
+    outs = arena_of(*out, home, out_type, 1, op, "out");
+    weight_end = std::min(weight_end, outs.count);
   }
-  const Layers table(layers, weight_end, parameters.size(1), op);
-  check_apart(written, {{&grad, "grad"}, {&weight, "weight"}, {&hyper, "hyper"}}, op);
-  args.grad = grad.const_data_ptr();
-  args.weight = weight.const_data_ptr();
-  args.hyper = hyper.const_data_ptr();
-  args.parameters = parameters.mutable_data_ptr();
-  args.exp_avg = exp_avg.mutable_data_ptr();
-  args.exp_avg_sq = exp_avg_sq.mutable_data_ptr();
-  args.average = write_pointer(average);
-  args.stride = parameters.size(1);
-  args.out = write_pointer(out);
+  const Layers table(layers, weight_end, values.count / 2, op);
+  check_apart({values, moments, squares, averages, outs}, {grads, weights, hypers}, op);
+  args.grad = grads.read();
+  args.weight = weights.read();
+  args.hyper = hypers.read();
+  args.parameters = values.write();
+  args.exp_avg = moments.write();
+  args.exp_avg_sq = squares.write();
+  args.average = averages.write();
+  args.stride = values.count / 2;
+  args.out = outs.write();
   run_arena(args, table, tiles, weight, op, &step_many_cpu, ADAFM_CUDA_OR_NULL(step_many_cuda));
 }
 
