@@ -97,11 +97,23 @@ def test_a_wrong_gradient_is_seen():
 
 
 def test_half_precision_is_judged_by_eager_pytorch():
-    judge({"loss": 0.05}, "bfloat16", {"loss": 0.03}, "x")
-    with pytest.raises(CheckError, match=r"allowed are 0\.06"):
-        judge({"loss": 0.07}, "bfloat16", {"loss": 0.03}, "x")
+    judge({"loss": 0.07}, "bfloat16", {"loss": 0.04}, "x")
+    with pytest.raises(CheckError, match=r"allowed are 0\.08"):
+        judge({"loss": 0.09}, "bfloat16", {"loss": 0.04}, "x")
     with pytest.raises(CheckError, match=r"off by nan"):
         judge({"loss": float("nan")}, "bfloat16", None, "x")
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_error():
+    start = make_start(ADAFM)
+    expected, found = (first_iteration(build(ADAFM, REFERENCE, "cpu", start)) for _ in range(2))
+    theirs, mine = (one.gradients["discriminator"] for one in (expected, found))
+    weight, bias = (f"resnet_3_0.conv_0.{leaf}" for leaf in ("weight", "bias"))
+    unit = torch.ones_like(theirs[bias]) * theirs[weight].norm() / theirs[bias].numel() ** 0.5
+    theirs[bias], mine[bias] = 1e-9 * unit, -1e-9 * unit
+    assert compare(found, expected, start, "x")["discriminator, worst tensor"] < 1e-6
+    mine[bias] = 1e-3 * unit
+    assert compare(found, expected, start, "x")["discriminator, worst tensor"] == pytest.approx(0.1, rel=1e-4)
 
 
 def test_merging_loss_and_penalty_leaves_every_bit():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..errors import UsageError
 from ..methods.config import TrainConfig, read_config
 from ..methods.presets import METHODS, preset
 from ..models.config import ModelConfig
+from ..trainer.dry_run import dry_run
 from ..trainer.start import resume_run, start_run
 from .flags import parse
 
@@ -27,6 +29,15 @@ class ResumeArgs:
     """Continue although the training images are not those the run began with (the result is then not exact)."""
 
 
+@dataclass(frozen=True)
+class TrainArgs(TrainConfig):
+    """One training run. Lengths and intervals count optimizer steps: one generator and one discriminator step each."""
+
+    dry_run: bool = False
+    """Build everything as the run would and take a few steps, print the networks, the memory by part and the time of a
+    step, and end; nothing is written."""
+
+
 def main(argv: list[str]) -> int:
     if any(a == "--resume" or a.startswith("--resume=") for a in argv):
         args = parse(ResumeArgs, "adafm train", argv)
@@ -36,25 +47,23 @@ def main(argv: list[str]) -> int:
         print(_usage())
         return 0 if argv else 2
     if any(a == "--config" or a.startswith("--config=") for a in argv):
-        method, config, model = parse_rerun(argv)
-        start_run(method, config, model)
-        return 0
+        method, args, model = parse_rerun(argv)
+        return _run(method, args, model)
     method, rest = argv[0], argv[1:]
     if method not in METHODS:
         raise UsageError(
             f"unknown method {method!r}; expected one of {', '.join(METHODS)}, --config FILE or --resume RUN"
         )
-    start_run(method, parse_config(method, f"adafm train {method}", rest))
-    return 0
+    return _run(method, parse_config(method, f"adafm train {method}", rest))
 
 
-def parse_config(method: str, prog: str, argv: list[str]) -> TrainConfig:
+def parse_config(method: str, prog: str, argv: list[str]) -> TrainArgs:
     """Flags over the preset of ``method``; ``--faithful`` anywhere among them chooses the published settings."""
     values = preset(method, "--faithful" in argv)
-    return parse(TrainConfig, prog, argv, TrainConfig(data=tyro.MISSING, outdir=tyro.MISSING, **values))
+    return parse(TrainArgs, prog, argv, TrainArgs(data=tyro.MISSING, outdir=tyro.MISSING, **values))
 
 
-def parse_rerun(argv: list[str]) -> tuple[str, TrainConfig, ModelConfig]:
+def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, ModelConfig]:
     """A run's config.yaml with the other flags of ``argv`` applied: method, settings, description of the networks."""
     joined = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     at = joined.index("--config")
@@ -68,10 +77,21 @@ def parse_rerun(argv: list[str]) -> tuple[str, TrainConfig, ModelConfig]:
         if rest[0] != method:
             raise UsageError(f"--config {path} is of method {method!r}, the command asks for {rest[0]!r}")
         rest = rest[1:]
-    return method, parse(TrainConfig, "adafm train", rest, config), ModelConfig.from_json(model)
+    args = parse(TrainArgs, "adafm train", rest, TrainArgs(**dataclasses.asdict(config)))
+    return method, args, ModelConfig.from_json(model)
+
+
+def _run(method: str, args: TrainArgs, model: ModelConfig | None = None) -> int:
+    config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
+    if args.dry_run:
+        dry_run(method, config, model)
+    else:
+        start_run(method, config, model)
+    return 0
 
 
 def _usage() -> str:
     methods = "\n".join(f"  adafm train {name} --source S --data D --outdir RUN" for name in METHODS)
     rest = "  adafm train --config RUN/config.yaml --outdir NEW\n  adafm train --resume RUN"
+    rest += "\n  adafm train METHOD ... --dry-run     memory and time of a step; writes nothing"
     return f"usage:\n{methods}\n{rest}\n\nadafm train METHOD --help lists the flags of a method."

@@ -50,6 +50,14 @@ class TrainConfig:
     of ordinary convolutions. auto: explicit on the CPU; on CUDA the faster of both, measured at the start, which
     config.yaml then names. Equal to rounding."""
 
+    checkpoint_activations: bool = False
+    """Keep only each stage's input for the backward pass and compute the stage again there: less memory for one more
+    forward pass, the same gradients bit for bit. The pass that the penalty differentiates twice keeps its maps."""
+
+    graphs: Literal["auto", "on", "off"] = "off"
+    """Capture the steps in CUDA graphs and replay them, which spares the time of launching kernels one by one. auto: on
+    with CUDA (not with fp16 or several processes), off elsewhere. Off by default as long as no GPU has run it."""
+
     freeze_g: int = 0
     """Generator groups frozen, counted from the image side (the m of GmDn). `adafm` modulates these groups."""
     freeze_d: int = 0

@@ -21,6 +21,7 @@ from .config import ModelConfig
 from .gpgan import Generator, check_noise, image_convolution, layout, run_stages
 from .head import SmallH, StyleBlock, StyleNetwork
 from .plan import generator_plan, join_shape, join_stage
+from .recompute import run_stage
 
 _CALIBRATION_LATENTS = 256
 
@@ -35,7 +36,10 @@ class AdaFMGenerator(nn.Module):
 
     Under autocast ``small_H`` and the residual stream behind it (``conv_s``, ``conv_img``) stay in the parameters'
     dtype; the other convolutions run in autocast's type. AdaIN and small_H have the reference's gradient rules.
+    With ``checkpoint_activations`` set, the head's blocks and every stage are computed again in the backward pass.
     """
+
+    checkpoint_activations = False
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -82,7 +86,7 @@ class AdaFMGenerator(nn.Module):
         h = self.small_fc(z).view(-1, self.join_width, self.s0, self.s0)
         h = h.contiguous(memory_format=layout(self))
         for k, name in enumerate(self.style_blocks):
-            h = self.get_submodule(name)(h, style, (noise[2 * k], noise[2 * k + 1]))
+            h = run_stage(self, self.get_submodule(name), h, style, (noise[2 * k], noise[2 * k + 1]))
         return self.small_H(h)
 
     def style(self, z: Tensor) -> Tensor:

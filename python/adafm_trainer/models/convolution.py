@@ -14,6 +14,8 @@ its own in the graph, so the engine passes over the gradients that nobody asks f
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 _Rule = Callable[[Tensor, Tensor], Tensor]
 _Pair = tuple[int, int]
+
+_ACTIVE: ContextVar[bool] = ContextVar("explicit double backward", default=False)
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,29 @@ def conv2d(
 
 
 class ExplicitDoubleBackward(TorchFunctionMode):
-    """Inside this context ``torch.nn.functional.conv2d``, whoever calls it, is ``conv2d`` of this module.
+    """Inside this context ``torch.nn.functional.conv2d``, whoever calls it, is the form of this module.
 
+    Values and derivatives of every order are those of PyTorch's own, to rounding; autocast applies as it does there.
     Convolutions whose padding is a word (``same``, ``valid``) are left to PyTorch.
     """
 
+    def __enter__(self) -> ExplicitDoubleBackward:
+        self._token = _ACTIVE.set(True)
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        _ACTIVE.reset(self._token)
+
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.conv2d and not isinstance(args[4] if len(args) > 4 else kwargs.get("padding", 0), str):
-            return conv2d(*args, **kwargs)
-        return func(*args, **kwargs)
+        if func is torch.conv2d and not isinstance(_argument(args, kwargs, 4, "padding", 0), str):
+            return conv2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def convolution_mode() -> AbstractContextManager:
+    """A context that computes convolutions as they are computed here and now: for code that runs again later."""
+    return ExplicitDoubleBackward() if _ACTIVE.get() else nullcontext()
 
 
 def _convolution(x: Tensor, w: Tensor, bias: Tensor | None, at: _Geometry) -> Tensor:
@@ -180,3 +197,7 @@ def _joined(value: Tensor, *arguments: tuple[Tensor | None, Tensor | None, _Rule
 
 def _pair(value: int | _Pair) -> _Pair:
     return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _argument(args: tuple, kwargs: dict | None, position: int, name: str, default: Any) -> Any:
+    return args[position] if len(args) > position else (kwargs or {}).get(name, default)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .blocks import ResBlock, downsample, lrelu, register, upsample
 from .config import ModelConfig
-from .plan import Plan, discriminator_plan, generator_plan, join_stage
+from .plan import Block, Plan, discriminator_plan, generator_plan, join_stage
+from .recompute import run_stage
 
 
 class Generator(nn.Module):
@@ -20,10 +21,11 @@ class Generator(nn.Module):
 
     The label's embedding (divided by its L2 norm in resnet and resnet2) is joined to ``z``; a floating-point ``y
     [B, embed]`` stands for the embedding itself. No noise is injected: ``noise`` must be None or empty.
-    Any order of differentiation.
+    Any order of differentiation. With ``checkpoint_activations`` set, every stage is computed again in the backward.
     """
 
     noise_shapes: tuple[tuple[int, int], ...] = ()
+    checkpoint_activations = False
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -72,7 +74,12 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """One logit per image, that of its label: ``x [B, channels, size, size] -> [B]``. Any order of differentiation."""
+    """One logit per image, that of its label: ``x [B, channels, size, size] -> [B]``. Any order of differentiation.
+
+    With ``checkpoint_activations`` set, every stage is computed again in the backward pass.
+    """
+
+    checkpoint_activations = False
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -87,16 +94,18 @@ class Discriminator(nn.Module):
         if x.dim() != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [B, {', '.join(map(str, expected))}]")
         h = self.conv_img(x)
-        for t, stage in enumerate(self.plan.stages):
-            if t or self.plan.resample_first:
-                h = downsample(h)
-            for block in stage:
-                h = self.get_submodule(block.name)(h)
+        for t in range(len(self.plan.stages)):
+            h = run_stage(self, self._stage, h, t)
         # The flattening is row-major over [C, H, W] whatever the memory format.
         logits = self.fc(lrelu(h).reshape(h.shape[0], -1))
         if y is None:
             return logits[:, 0]
         return logits.gather(1, labels(x, y).unsqueeze(1)).squeeze(1)
+
+    def _stage(self, h: Tensor, t: int) -> Tensor:
+        if t or self.plan.resample_first:
+            h = downsample(h)
+        return run_blocks(self, self.plan.stages[t], h)
 
 
 def build_generator(cfg: ModelConfig) -> nn.Module:
@@ -119,10 +128,20 @@ def run_stages(module: nn.Module, plan: Plan, h: Tensor, first: int, end: int) -
     Every stage's input is put into the layout of the weights: maps of one pixel forget theirs.
     """
     memory_format = layout(module)
-    for t in range(first, end):
+
+    def stage(h: Tensor, t: int) -> Tensor:
         h = (upsample(h) if t else h).contiguous(memory_format=memory_format)
-        for block in plan.stages[t]:
-            h = module.get_submodule(block.name)(h)
+        return run_blocks(module, plan.stages[t], h)
+
+    for t in range(first, end):
+        h = run_stage(module, stage, h, t)
+    return h
+
+
+def run_blocks(module: nn.Module, blocks: Sequence[Block], h: Tensor) -> Tensor:
+    """The residual blocks of one stage, one after the other."""
+    for block in blocks:
+        h = module.get_submodule(block.name)(h)
     return h
 
 

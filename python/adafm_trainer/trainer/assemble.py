@@ -20,6 +20,7 @@ from ..methods.gan_step import GanStep, StepConfig
 from ..methods.player import Player
 from ..models.config import ModelConfig
 from .double_backward import choose_double_backward
+from .graphs import CudaRuntime, GraphedStep, make_capturable, resolve_graphs, set_learning_rate
 from .parallel import Parallel
 from .precision import resolve_autocast, resolve_device, resolve_layout
 
@@ -32,7 +33,7 @@ class Assembly:
     networks: Networks
     groups: list[Group]
     average: Average
-    step: GanStep
+    step: GanStep | GraphedStep
     device: torch.device
     autocast: torch.dtype | None
     layout: torch.memory_format
@@ -59,6 +60,8 @@ class Assembly:
         self.step.G.optimizer.load_state_dict(trainer["opt_g"])
         self.step.D.optimizer.load_state_dict(trainer["opt_d"])
         self.step.load_state_dict(trainer["gan_step"])
+        for player in (self.step.G, self.step.D):
+            make_capturable(player.optimizer, self.device, isinstance(self.step, GraphedStep))
 
     def trainer_state(self) -> dict:
         return {
@@ -73,7 +76,7 @@ class Assembly:
         factor = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
         for player in (self.step.G, self.step.D):
             for group in player.optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
+                set_learning_rate(group, group["base_lr"] * factor)
 
 
 def build_networks(method_name: str, config: TrainConfig, model: ModelConfig) -> tuple[TransferMethod, Networks]:
@@ -97,6 +100,7 @@ def assemble(
     layout = resolve_layout(config.layout, autocast, planned)
     for network in (networks.generator, networks.discriminator):
         network.to(device=device, memory_format=layout)
+        network.checkpoint_activations = config.checkpoint_activations
     groups_g = method.generator_groups(networks, config)
     groups_d = method.discriminator_groups(networks, config)
     opt_g = _adam(networks.generator, groups_g, config)
@@ -133,9 +137,14 @@ def assemble(
                 parallel.exchange if parallel.grouped else None,
             )
         )
-    step = GanStep(*players, step_config)
-    groups = [*groups_g, *groups_d]
-    return Assembly(method, networks, groups, average, step, device, autocast, layout, parallel, chosen, (remark,))
+    step: GanStep | GraphedStep = GanStep(*players, step_config)
+    graphed, graph_remark = resolve_graphs(config.graphs, device, scaled=half, grouped=parallel.grouped)
+    for player in players:
+        make_capturable(player.optimizer, device, graphed)
+    if graphed:
+        step = GraphedStep(step, CudaRuntime(device))
+    groups, remarks = [*groups_g, *groups_d], (remark, graph_remark)
+    return Assembly(method, networks, groups, average, step, device, autocast, layout, parallel, chosen, remarks)
 
 
 def _double_backward(
@@ -155,11 +164,12 @@ def _is_modulated(network: nn.Module) -> bool:
 
 def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.optim.Adam:
     named = dict(module.named_parameters())
-    listed = [
-        {"params": [named[name] for name in group.parameters], "lr": group.lr, "base_lr": group.lr, "name": group.name}
-        for group in groups
-        if group.parameters
-    ]
+    # Groups of one step size share a call.
+    by_lr: dict[float, list[Tensor]] = {}
+    for group in groups:
+        if group.parameters:
+            by_lr.setdefault(group.lr, []).extend(named[name] for name in group.parameters)
+    listed = [{"params": params, "lr": lr, "base_lr": lr} for lr, params in by_lr.items()]
     if not listed:
         raise SourceError(
             f"nothing is left to train in the {type(module).__name__}: every group is frozen; "

@@ -29,6 +29,15 @@ from .skips import Skips
 GRID = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Inputs of one step on the device: ``real [B, C, H, W]``, ``z [B, z_dim]``, the noise maps or None."""
+
+    real: Tensor
+    z: Tensor
+    noise: tuple[Tensor, ...] | None
+
+
 class Trainer:
     """Runs an assembled pair on a training set from ``state`` to the last step; ``run`` may be called once.
 
@@ -116,6 +125,27 @@ class Trainer:
         if event:
             self.console.line(f"step {step}: {event}")
         assembly.set_learning_rates(config, step)
+        batch = self.inputs(step)
+        g = assembly.step.generator(batch.z, None, batch.noise)
+        assembly.average.update()
+        d = assembly.step.discriminator(batch.real, g.images)
+        self.step += 1
+        self.clock.step()
+        self.skips.add(g.finite & d.finite)
+        if assembly.device.type == "cpu" or self.step % config.tick == 0:
+            self._check_skips()
+        self._accumulate(
+            g_loss=g.loss,
+            d_loss=d.loss_real + d.loss_fake,
+            d_real=d.d_real.float().mean(),
+            d_fake=d.d_fake.float().mean(),
+            r1=None if d.r1_real is None else d.r1_real.mean(),
+            r1_fake=None if d.r1_fake is None else d.r1_fake.mean(),
+        )
+
+    def inputs(self, step: int) -> Batch:
+        """What the networks see in ``step``: a function of the seed, the step and the settings alone."""
+        config, assembly = self.config, self.assembly
         samples = self._samples
         rows = sample_indices(config.seed, step * config.batch + samples.start, len(samples), len(self.training))
         real = prepare(
@@ -133,22 +163,7 @@ class Trainer:
         noise = draw_noise(generator, config.seed, "train", step, samples)
         if noise is not None:
             noise = tuple(n.to(assembly.device) for n in noise)
-        g = assembly.step.generator(z, None, noise)
-        assembly.average.update()
-        d = assembly.step.discriminator(real, g.images)
-        self.step += 1
-        self.clock.step()
-        self.skips.add(g.finite & d.finite)
-        if assembly.device.type == "cpu" or self.step % config.tick == 0:
-            self._check_skips()
-        self._accumulate(
-            g_loss=g.loss,
-            d_loss=d.loss_real + d.loss_fake,
-            d_real=d.d_real.float().mean(),
-            d_fake=d.d_fake.float().mean(),
-            r1=None if d.r1_real is None else d.r1_real.mean(),
-            r1_fake=None if d.r1_fake is None else d.r1_fake.mean(),
-        )
+        return Batch(real, z, noise)
 
     def _check_skips(self) -> None:
         """Give up where too many steps in a row were not taken. Reading the count waits for a GPU."""

@@ -35,16 +35,20 @@ class RunDirectory:
         Raises:
             UsageError: the folder already holds a run. DiskError: it cannot be written to.
         """
-        if self.config.exists():
-            raise UsageError(
-                f"--outdir {self.root} already holds a run; continue it with `adafm train --resume {self.root}` "
-                "or name another folder"
-            )
+        self.refuse_existing()
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise DiskError(f"--outdir {self.root} cannot be created: {error}") from error
+
+    def refuse_existing(self) -> None:
+        """Raise UsageError where the folder already holds a run."""
+        if self.config.exists():
+            raise UsageError(
+                f"--outdir {self.root} already holds a run; continue it with `adafm train --resume {self.root}` "
+                "or name another folder"
+            )
 
     def open_existing(self) -> None:
         if not self.config.is_file():

@@ -56,11 +56,7 @@ def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None =
     parallel = Parallel.from_environment(config.device, config.dist_timeout)
     parallel.micro_batch(config.batch, config.batch_gpu)
     with parallel:
-        source = _load_source(config, method, model)
-        described = model if source is None else method.target_model(source.cfg, config)
-        if config.data_scale is None:
-            inherited = 1.0 if source is None else float(source.meta.get("data_scale", 1.0))
-            config = dataclasses.replace(config, data_scale=inherited)
+        config, described, source = resolve_run(method, config, model)
         run = RunDirectory(config.outdir)
         with _occupied(run, parallel, run.create) as console:
             data = load_data(config, described, console, parallel)
@@ -126,6 +122,18 @@ def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_chang
 
             evaluator = parallel.on_main("the description of the run", describe)
             return _train(Trainer(assembly, config, data.training, evaluator, run, console, loop), run)
+
+
+def resolve_run(
+    method: TransferMethod, config: TrainConfig, model: ModelConfig | None
+) -> tuple[TrainConfig, ModelConfig, SourcePair | None]:
+    """Settings without anything left to inherit, the description of the run's networks, and the source."""
+    source = _load_source(config, method, model)
+    described = model if source is None else method.target_model(source.cfg, config)
+    if config.data_scale is None:
+        inherited = 1.0 if source is None else float(source.meta.get("data_scale", 1.0))
+        config = dataclasses.replace(config, data_scale=inherited)
+    return config, described, source
 
 
 def load_data(config: TrainConfig, model: ModelConfig, say: Console, parallel: Parallel) -> Data:

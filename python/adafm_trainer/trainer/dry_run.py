@@ -1,0 +1,176 @@
+"""What a run would be, without running it: its networks, its memory by part, and the time of one step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..methods import method_by_name
+from ..methods.config import TrainConfig
+from ..metrics.extractors import get_extractor
+from ..models.config import ModelConfig
+from ..models.transfer import block_table, format_block_table
+from .assemble import Assembly, assemble
+from .graphs import GraphedStep
+from .loop import Batch, Trainer
+from .memory import LiveMeter, PeakMeter, SavedMeter, held_bytes
+from .parallel import Parallel
+from .precision import resolve_autocast, resolve_device
+from .progress import Console
+from .rundir import RunDirectory
+from .start import load_data, resolve_run
+
+GENERATOR, PLAIN, PENALISED = "G step", "D step", "D step with R1"
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Bytes and times of a run's steps.
+
+    ``held`` stays from step to step, by part; by phase, ``saved`` is the most that autograd keeps for the backward
+    pass, ``passing`` what lives beside it at the phase's peak (gradients of maps, casts), ``seconds`` the time.
+    ``predicted`` is what is held and what the largest phase adds; ``measured`` the peak over all steps, by
+    ``measured_by``. ``images_per_second`` counts a whole iteration with the penalty as often as the run takes it.
+    """
+
+    held: dict[str, int]
+    saved: dict[str, int]
+    passing: dict[str, int]
+    seconds: dict[str, float]
+    measured: int
+    measured_by: str
+    images_per_second: float
+
+    @property
+    def predicted(self) -> int:
+        return sum(self.held.values()) + self.saved[self.largest] + self.passing[self.largest]
+
+    @property
+    def largest(self) -> str:
+        """The phase that takes most memory."""
+        return max(self.saved, key=lambda phase: self.saved[phase] + self.passing[phase])
+
+
+def dry_run(method_name: str, config: TrainConfig, model: ModelConfig | None = None) -> DryRun:
+    """Build everything as ``start_run`` does, take three steps of each kind, print what they cost; no file is written.
+
+    The prediction counts every tensor of a step, and not what a convolution uses while it runs.
+
+    Raises:
+        AdafmError: as ``start_run``; UsageError also where a step does not fit into the device's memory.
+    """
+    console = Console()
+    method = method_by_name(method_name)
+    config, described, source = resolve_run(method, config, model)
+    run = RunDirectory(config.outdir)
+    run.refuse_existing()
+    parallel = Parallel(resolve_device(config.device))
+    data = load_data(config, described, console, parallel)
+    if config.eval_every >= 0:
+        console.line(f"evaluation by {get_extractor(config.extractor).name}")
+    device = parallel.device
+    peak = PeakMeter(device)
+    torch.manual_seed(config.seed)
+    networks = method.structure(described, config)
+    method.initialise(networks, source, config, console.line, resolve_autocast(config.precision, device))
+    assembly = assemble(method, networks, config, parallel)
+    if isinstance(assembly.step, GraphedStep):
+        assembly.step = assembly.step.eager
+        console.line("the times below are those of steps outside of CUDA graphs")
+    console.line(format_block_table(block_table(networks.generator, networks.discriminator, networks.model)))
+    trainer = Trainer(assembly, config, data.training, None, run, console)
+    method.before_step(networks, config, config.adafm_start)
+    batch = trainer.inputs(0)
+    try:
+        result = measure(assembly, batch, peak)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"a step of {config.batch} images does not fit into the memory of {device}: lower --batch, or take "
+            f"--checkpoint-activations ({str(error).splitlines()[0]})"
+        ) from error
+    console.line(report(result, assembly, config))
+    return result
+
+
+def measure(assembly: Assembly, batch: Batch, peak: PeakMeter) -> DryRun:
+    """Three steps of each kind on ``batch``: a first one that makes the optimizers' state, one with meters on what
+    autograd keeps and what else lives, one against the clock."""
+    step = assembly.step
+    interval = step.config.reg_interval
+    phases = [GENERATOR, PENALISED] if interval == 1 else [GENERATOR, PENALISED, PLAIN]
+    known = [*assembly.networks.generator.parameters(), *assembly.networks.discriminator.parameters(), batch.real]
+    for player in (step.G, step.D):
+        known += [] if player.plan is None else player.plan.weights.values()
+    peak.start()
+    images = torch.zeros_like(batch.real)
+    for phase in phases:
+        images = _run(assembly, phase, batch, images)
+    saved, passing, seconds = {}, {}, {}
+    for phase in phases:
+        player = step.G if phase == GENERATOR else step.D
+        with LiveMeter() as live, SavedMeter(known) as kept:
+            images = _run(assembly, phase, batch, images)
+        gradients = live.bytes_of(p.grad for p in player.network.parameters() if p.grad is not None)
+        saved[phase], passing[phase] = kept.peak, max(0, live.peak - kept.peak - gradients)
+    for phase in phases:
+        _wait(assembly.device)
+        start = time.perf_counter()
+        images = _run(assembly, phase, batch, images)
+        _wait(assembly.device)
+        seconds[phase] = time.perf_counter() - start
+    penalised = seconds[PENALISED]
+    iteration = seconds[GENERATOR] + (penalised + (interval - 1) * seconds.get(PLAIN, 0.0)) / interval
+    rate = batch.real.shape[0] / iteration
+    held = held_bytes(assembly)
+    held["inputs and images"] = sum(t.nbytes for t in (batch.real, batch.z, images, *(batch.noise or ())))
+    return DryRun(held, saved, passing, seconds, peak.peak(), peak.what, rate)
+
+
+def report(result: DryRun, assembly: Assembly, config: TrainConfig) -> str:
+    """The result as the lines that the command prints."""
+    compute = "float32" if assembly.autocast is None else str(assembly.autocast).removeprefix("torch.")
+    largest = result.largest
+    rows = [
+        *result.held.items(),
+        (f"saved for backward ({largest})", result.saved[largest]),
+        (f"passing ({largest})", result.passing[largest]),
+        ("predicted peak", result.predicted),
+        ("measured peak", result.measured),
+    ]
+    lines = [f"device {assembly.device}, compute type {compute}, {torch.get_num_threads()} threads", *assembly.remarks]
+    lines.append("memory")
+    lines += [f"  {name:36} {_mebibytes(size):>10} MiB" for name, size in rows]
+    lines.append(f"  measured by {result.measured_by}, which also has what convolutions use and the allocator keeps")
+    lines.append(f"one step of {config.batch} images")
+    for phase, seconds in result.seconds.items():
+        lines.append(
+            f"  {phase:36} {1000 * seconds:>10.1f} ms, saves {_mebibytes(result.saved[phase])} MiB for backward"
+        )
+    lines.append(f"  {result.images_per_second:.1f} images/s with the penalty every {config.r1_interval} steps")
+    lines.append("dry run: nothing was written")
+    return "\n".join(lines)
+
+
+def _run(assembly: Assembly, phase: str, batch: Batch, images: Tensor) -> Tensor:
+    """One step of one kind; returns the generator's newest images."""
+    if phase == GENERATOR:
+        images = assembly.step.generator(batch.z, None, batch.noise).images
+        assembly.average.update()
+        return images
+    # The penalty is taken where the count of discriminator steps is a multiple of its interval.
+    assembly.step.d_steps = 0 if phase == PENALISED else 1
+    assembly.step.discriminator(batch.real, images)
+    return images
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
