@@ -145,9 +145,10 @@ def test_readme_is_finished(word):
     assert word not in README
 
 
-def test_the_table_of_the_ops_is_that_of_the_committed_result():
-    result = ROOT / "benchmarks" / "results" / "op_cpu.json"
+@pytest.mark.parametrize("name", ["op_cpu.json", "step_cpu.json"])
+def test_the_tables_are_those_of_the_committed_results(name):
+    result = ROOT / "benchmarks" / "results" / name
     command = [sys.executable, "benchmarks/render.py", str(result)]
     rendered = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     missing = [line for line in rendered.splitlines() if line not in README]
-    assert not missing, f"render benchmarks/results/op_cpu.json into README.md again: {missing[0]}"
+    assert not missing, f"render benchmarks/results/{name} into README.md again: {missing[0]}"
