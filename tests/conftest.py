@@ -43,6 +43,8 @@ TYPES = (
     (torch.float16, torch.float16),
     (torch.bfloat16, torch.float32),
     (torch.float64, torch.float32),
+    (torch.float64, torch.bfloat16),
+    (torch.bfloat16, torch.float64),
 )
 
 

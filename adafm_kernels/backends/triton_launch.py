@@ -7,8 +7,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .._arguments import accumulation_type
+from . import interpreting
 
 _MAX_UNROLL = 16
+
+if interpreting():
+    from .triton_interpreter import mend
+
+    mend()
 
 library = torch.library.Library("adafm_triton", "DEF")
 
