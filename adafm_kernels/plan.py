@@ -31,7 +31,7 @@ class ModulationPlan:
         plan = ModulationPlan(generator, dtype=torch.bfloat16).attach()
         for z in batches:
             plan.modulate()                         # W' of every layer; nothing to do where no parameter changed
-            plan.zero_grad()                        # gradients of W'
+            plan.zero_grad()                        # forget the gradients of W'
             loss(generator(z)).backward()           # any number of forwards and backwards
             plan.reduce()                           # gamma.grad and beta.grad of every layer
             optimizer.step()
@@ -42,8 +42,8 @@ class ModulationPlan:
             and the weight may be ``[O]``: ``(bias, None, shift)`` is the bias shift of GAN memory.
         dtype: type of W'; None: the weights' type.
         memory_format: ``torch.channels_last``, the only order of the arenas (``channels_last_3d`` for rank 5).
-        accumulate: type in which gradients of W' are added up; None: that of W'. With another type each backward adds
-            its gradient to a separate arena.
+        accumulate: type in which gradients of W' are added up; None: that of W'. With another type ``W'.grad`` is None
+            outside of a backward.
         backend: as in ``modulate``; None: the automatic choice.
 
     The plan takes the layers' weights, and those gamma and beta that have ``[O, I]`` entries of the computing type,
@@ -127,7 +127,7 @@ class ModulationPlan:
         return self.weights
 
     def zero_grad(self) -> None:
-        """Set the gradients of every W' to zero."""
+        """Forget the gradients of every W': the next backward writes them and further ones add to them."""
         self._arenas.zero_grad()
 
     @torch.no_grad()

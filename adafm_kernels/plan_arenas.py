@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +80,9 @@ class Arenas:
         self.versions: tuple[int, ...] = ()
         self.copied: dict[tuple[int, int], int] = {}
         self.leaves = [slot.weight_view(self.out).detach().requires_grad_() for slot in slots]
-        self.grads = [slot.weight_view(self.grad) for slot in slots]
-        if self.grad.dtype != self.out.dtype:
-            for leaf, grad in zip(self.leaves, self.grads, strict=True):
-                leaf.register_post_accumulate_grad_hook(_adder(grad))
-        self.zero_grad()
+        self.grads = [
+            _Gradient(leaf, slot.weight_view(self.grad)) for leaf, slot in zip(self.leaves, slots, strict=True)
+        ]
 
     @torch.no_grad()
     def link(self, slots: list[Slot], tensors: list[Triple]) -> None:
@@ -145,6 +144,8 @@ class Arenas:
         torch.autograd.graph.increment_version(self.out)
 
     def reduce(self, with_weight: bool) -> None:
+        """The gradients of gamma and beta, and of the weights where ``with_weight``, from that of W'."""
+        self._settle()
         if with_weight and self.grad_weight.numel() == 0:
             self.grad_weight = torch.zeros_like(self.weight)
         gamma, beta = self.grad_parameters[0], self.grad_parameters[1]
@@ -154,6 +155,7 @@ class Arenas:
         )
 
     def step(self, hyper: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, average: Tensor | None) -> None:
+        self._settle()
         self.ops.step_many(
             self.grad,
             self.weight,
@@ -173,10 +175,12 @@ class Arenas:
         return backends.implementation(self.weight.device, self.backend)
 
     def zero_grad(self) -> None:
-        self.grad.zero_()
-        same = self.grad.dtype == self.out.dtype
-        for leaf, grad in zip(self.leaves, self.grads, strict=True):
-            leaf.grad = grad if same else None
+        for grad in self.grads:
+            grad.forget()
+
+    def _settle(self) -> None:
+        for grad in self.grads:
+            grad.settle()
 
     def capturing(self) -> bool:
         return self.weight.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -199,9 +203,36 @@ def _tiles(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
     return torch.frombuffer(packed, dtype=torch.int32).view(-1, 4).to(device)
 
 
-def _adder(arena: Tensor) -> Any:
-    def add(leaf: Tensor) -> None:
-        arena.add_(leaf.grad)
-        leaf.grad = None
+class _Gradient:
+    """The gradient of one W': its part of the arena, which the first backward writes and the further ones add to.
 
-    return add
+    Nothing is written to be overwritten: zeros come only into the place of a W' that no backward reached, and only when
+    the arena is about to be read. Where the arena has the type of W', ``leaf.grad`` is the part of the arena once it is
+    written, and a gradient that somebody else put there is taken over; in another type ``leaf.grad`` stays None.
+    """
+
+    __slots__ = ("_leaf", "_part", "_same", "_written")
+
+    def __init__(self, leaf: Tensor, part: Tensor) -> None:
+        self._leaf, self._part = weakref.proxy(leaf), part
+        self._same, self._written = part.dtype == leaf.dtype, False
+        leaf.register_post_accumulate_grad_hook(self._take)
+
+    def forget(self) -> None:
+        self._leaf.grad, self._written = None, False
+
+    def settle(self) -> None:
+        """Bring the part of the arena up to date."""
+        if self._leaf.grad is not None:
+            self._take(self._leaf)
+        if not self._written:
+            self._part.zero_()
+
+    @torch.no_grad()
+    def _take(self, leaf: Tensor) -> None:
+        found = leaf.grad
+        if not self._same and self._written:
+            self._part.add_(found)
+        elif not self._same or found.data_ptr() != self._part.data_ptr():
+            self._part.copy_(found)
+        leaf.grad, self._written = self._part if self._same else None, True

@@ -83,8 +83,7 @@ def _verify_kind(kind: Kind, backend: str, device: str) -> list[Check]:
 def _give_gradients(plan: ModulationPlan, truth: list["_Truth"], device: str, seed: int) -> None:
     plan.zero_grad()
     for n, (leaf, layer) in enumerate(zip(plan.weights.values(), truth, strict=True)):
-        assert leaf.grad is not None
-        leaf.grad.copy_(normal(leaf.shape, leaf.dtype, device, seed + n))
+        leaf.grad = normal(leaf.shape, leaf.dtype, device, seed + n)
         layer.grad = leaf.grad.double()
 
 

@@ -232,6 +232,61 @@ def test_gradients_add_up_in_another_type(accumulate):
     assert torch.equal(layer.beta.grad, torch.full_like(layer.beta, 1.0 + 10 * 2.0**-9))
 
 
+@pytest.mark.parametrize("accumulate", [None, torch.float32], ids=str)
+def test_the_first_backward_writes_and_the_others_add(accumulate):
+    """No zeros are written to be added to, and what arrives is what autograd adds up in plain leaves, to the bit."""
+    layers = [AdaFMConv2d(3, 8, 3, padding=1), AdaFMConv2d(8, 5, 1)]
+    plan = ModulationPlan(layers, dtype=torch.bfloat16, accumulate=accumulate).attach()
+    x = images(dtype=torch.bfloat16)
+    biases = [layer.bias.detach().bfloat16() for layer in layers]
+
+    def loss(weights, scale):
+        inner = F.conv2d(scale * x, weights[0], biases[0], padding=1)
+        return F.conv2d(inner, weights[1], biases[1]).float().square().sum()
+
+    for _ in range(2):
+        leaves = list(plan.modulate().values())
+        plain = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        sums = None
+        with Count() as count:
+            plan.zero_grad()
+        assert not count.names
+        for scale in (1, 2):
+            with Count() as count:
+                loss(leaves, scale).backward()
+            assert not [name for name in count.names if "zero" in name]
+            assert sum("copy_" in name for name in count.names) == (len(leaves) if scale == 1 else 0)
+            grads = torch.autograd.grad(loss(plain, scale), plain)
+            wide = [g.to(accumulate or g.dtype) for g in grads]
+            sums = wide if sums is None else [a + b for a, b in zip(sums, wide, strict=True)]
+        plan.reduce()
+        for layer, want in zip(layers, sums, strict=True):
+            assert torch.equal(layer.beta.grad.flatten(), want.float().sum((2, 3)).flatten())
+
+
+@pytest.mark.parametrize("accumulate", [None, torch.float64], ids=str)
+def test_a_layer_that_no_backward_reached_has_a_gradient_of_zero(accumulate):
+    first, second = (AdaFMConv2d(4, 4, 1, bias=False) for _ in range(2))
+    plan = ModulationPlan([first, second], accumulate=accumulate).attach()
+    for reached in ((first, second), (first,), (second,)):
+        plan.modulate()
+        plan.zero_grad()
+        sum(layer(torch.ones(1, 4, 2, 2)).sum() for layer in reached).backward()
+        plan.reduce()
+        for layer in (first, second):
+            assert torch.equal(layer.beta.grad, torch.full_like(layer.beta, 4.0 * (layer in reached)))
+
+
+def test_a_gradient_put_there_by_hand_is_taken():
+    layer = AdaFMConv2d(2, 3, 1, bias=False)
+    plan = ModulationPlan(layer)
+    (weight,) = plan.modulate().values()
+    plan.zero_grad()
+    weight.grad = torch.full_like(weight, 3.0)
+    plan.reduce()
+    assert torch.equal(layer.beta.grad, torch.full_like(layer.beta, 3.0))
+
+
 def test_broadcast_half_and_fixed_parameters(target):
     """FiLM shapes, half-precision parameters, and a bias shift, beside a full layer."""
     device = target.device
