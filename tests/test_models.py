@@ -10,9 +10,10 @@ import torch
 from adafm_trainer.errors import SourceError
 from adafm_trainer.keyed import normal
 from adafm_trainer.models.adafm import calibrate, distil_head, head_modules
+from adafm_trainer.models.catalogue import groups
 from adafm_trainer.models.config import GPGAN_FAMILIES, ModelConfig
 from adafm_trainer.models.gpgan import build_discriminator, build_generator
-from adafm_trainer.models.groups import group_parameters, groups
+from adafm_trainer.models.groups import group_parameters
 from adafm_trainer.models.head import AdaIN, SmallH
 from adafm_trainer.models.names import from_reference, state_from_reference, state_to_reference, to_reference
 from adafm_trainer.models.source import load_pair, save_pair
@@ -273,7 +274,7 @@ def test_copy_policies() -> None:
             assert torch.equal(value, before[name] if name in left else source.state_dict()[name])
     with pytest.raises(ValueError, match="copy policy is 'some'"):
         copy_source(target, source.state_dict(), "some")
-    with pytest.raises(SourceError, match="resnet_0_0.conv_0.weight is .* nf, nf_max, channels and size must agree"):
+    with pytest.raises(SourceError, match="resnet_0_0.conv_0.weight is .* widths, channels and size must agree"):
         copy_source(build_generator(dataclasses.replace(SMALL["resnet2"], nf=3)), source.state_dict(), "gmdn")
     with pytest.raises(SourceError, match="share no parameter name"):
         copy_source(target, {"other": torch.ones(1)})

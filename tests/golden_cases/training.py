@@ -34,7 +34,7 @@ def train(golden: GoldenFile) -> dict[str, Tensor]:
         for network in (generator, discriminator)
     )
     average = Average(generator, averaged, AVERAGE_DECAY)
-    config = StepConfig(loss="r1", reg_type=sizes["reg"], reg_param=sizes["reg_param"], reg_interval=1)
+    config = StepConfig(loss="nonsat", reg_type=sizes["reg"], reg_param=sizes["reg_param"], reg_interval=1)
     step = GanStep(Player(generator, opt_g), Player(discriminator, opt_d), config)
 
     results: dict[str, Tensor] = {}

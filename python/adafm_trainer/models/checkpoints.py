@@ -23,6 +23,8 @@ from .names import state_from_reference
 from .plan import Plan, discriminator_plan, generator_plan, join_shape
 
 NETWORKS = ("generator", "discriminator", "generator_test")
+# Names that other code stores a network under.
+_ALIASES = {"netG_state_dict": "generator", "netD_state_dict": "discriminator"}
 _WIDTH_UNITS = {"resnet2": 16, "resnet3": 32, "resnet4": 16}
 
 
@@ -67,7 +69,7 @@ class LoadReport:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a ``.safetensors`` file or a pickled checkpoint of any PyTorch version.
+    """Read a ``.safetensors`` or ``.npz`` file, or a pickled checkpoint of any PyTorch version.
 
     Entries are one state dictionary per network; a file that is itself a state dictionary counts as the generator.
     Pickles pass PyTorch's allow-list unpickler (tensors, containers, NumPy scalars): nothing else in them is executed.
@@ -79,11 +81,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
-    entries = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    entries = _READERS.get(path.suffix, _read_pickle)(path)
     if not isinstance(entries, Mapping):
         raise SourceError(f"{path} holds a {type(entries).__name__}; expected a dictionary of networks")
-    if entries and not any(name in entries for name in NETWORKS) and _is_state(entries):
+    if entries and not any(name in entries for name in (*NETWORKS, *_ALIASES)) and _is_state(entries):
         entries = {"generator": entries}
+    entries = {_ALIASES.get(name, name): value for name, value in entries.items()}
     networks = {name: _state(path, name, entries[name]) for name in NETWORKS if name in entries}
     if not networks:
         raise SourceError(f"{path} holds no {', '.join(NETWORKS)}; its entries are {', '.join(map(str, entries))}")
@@ -168,6 +171,18 @@ def _read_pickle(path: Path) -> Any:
         raise SourceError(f"{path} cannot be read as a checkpoint: {error}") from error
     except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise SourceError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """Arrays by name, as the variables of a TensorFlow checkpoint are exported; object arrays are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, TypeError) as error:
+        raise SourceError(f"{path} cannot be read as arrays: {error}") from error
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors, ".npz": _read_npz}
 
 
 def _is_state(entries: Mapping) -> bool:

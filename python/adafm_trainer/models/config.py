@@ -72,6 +72,11 @@ class ModelConfig:
         """GP-GAN family of the convolutional blocks: ``base`` for arch adafm, else ``arch``."""
         return self.base if self.arch == "adafm" else self.arch
 
+    @property
+    def classes(self) -> int:
+        """Labels the pair is conditioned on; 0 for none."""
+        return self.nlabels if self.nlabels > 1 else 0
+
     def to_json(self) -> dict:
         """All fields as a dictionary of JSON values."""
         return dataclasses.asdict(self)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import SourceError
-from .config import ModelConfig
+from .architecture import Description
+from .catalogue import describe
 
 FORMAT = 1
 _FILES = {name: f"{name}.safetensors" for name in ("generator", "discriminator", "average")}
@@ -25,7 +26,7 @@ _FILES = {name: f"{name}.safetensors" for name in ("generator", "discriminator",
 class SourcePair:
     """Description and weights of a pair. Floating-point weights are float32 (float64 where stored so)."""
 
-    cfg: ModelConfig
+    cfg: Description
     generator_state: dict[str, Tensor]
     discriminator_state: dict[str, Tensor] | None
     average_state: dict[str, Tensor] | None
@@ -34,7 +35,7 @@ class SourcePair:
 
 def save_pair(
     folder: str | Path,
-    cfg: ModelConfig,
+    cfg: Description,
     generator: nn.Module | Mapping[str, Tensor],
     discriminator: nn.Module | Mapping[str, Tensor] | None,
     ema: nn.Module | Mapping[str, Tensor] | None = None,
@@ -80,17 +81,30 @@ def load_pair(path: str | Path) -> SourcePair:
             f"{folder} is not a source: it has no model.json; "
             "make one with `adafm pretrain` or, from a published checkpoint, with `adafm convert`"
         )
-    try:
-        values = json.loads(description.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise SourceError(f"{description} is of format {values['format']}; this version reads format {FORMAT}")
-        cfg, meta = ModelConfig.from_json(values["model"]), values.get("meta", {})
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{description} cannot be read: {type(error).__name__}: {error}") from error
+    cfg, meta = _read(description)
     states = {name: _load(folder / file) for name, file in _FILES.items()}
     if states["generator"] is None:
         raise SourceError(f"{folder} has no {_FILES['generator']}")
     return SourcePair(cfg, states["generator"], states["discriminator"], states["average"], meta)
+
+
+def read_description(path: Path) -> Description:
+    """The description in a pair's model.json.
+
+    Raises:
+        SourceError: it is unreadable or of a later format.
+    """
+    return _read(path)[0]
+
+
+def _read(description: Path) -> tuple[Description, dict[str, Any]]:
+    try:
+        values = json.loads(description.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise SourceError(f"{description} is of format {values['format']}; this version reads format {FORMAT}")
+        return describe(values["model"]), values.get("meta", {})
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{description} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _stored(name: str, state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adafm_kernels.nn import AdaFMConv2d
+from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
 from ..errors import SourceError
-from .blocks import ResBlock
-from .config import ModelConfig
-from .groups import group_parameters, groups
+from .architecture import Description
+from .catalogue import architecture, groups
+from .groups import group_parameters
 
+# Modules that copy policy gmdn leaves at random.
+LEFT_BY_GMDN = ("embedding", "fc")
 COPY_POLICIES = ("all", "gmdn")
-ADAPTER_NAMES = ("gamma", "beta")
+BASE_NAMES = ("weight", "bias")
+MODULATED = (AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def copy_source(module: nn.Module, state: Mapping[str, Tensor], policy: str = "a
         raise ValueError(f"copy policy is {policy!r}; expected one of {', '.join(COPY_POLICIES)}")
     target = dict(module.named_parameters())
     target.update(module.named_buffers())
-    excluded = ("embedding", "fc") if policy == "gmdn" else ()
+    excluded = LEFT_BY_GMDN if policy == "gmdn" else ()
     shared = [name for name in target if name in state and name.split(".")[0] not in excluded]
     if not shared:
         raise SourceError("the source and the target share no parameter name; is --source of the same family?")
@@ -56,7 +59,7 @@ def copy_source(module: nn.Module, state: Mapping[str, Tensor], policy: str = "a
         if target[name].shape != state[name].shape:
             raise SourceError(
                 f"{name} is {tuple(state[name].shape)} in the source and {tuple(target[name].shape)} in the target; "
-                "family, nf, nf_max, channels and size must agree"
+                "family, widths, channels and size must agree"
             )
     for name in shared:
         target[name].copy_(state[name])
@@ -65,7 +68,7 @@ def copy_source(module: nn.Module, state: Mapping[str, Tensor], policy: str = "a
     return CopyReport(tuple(shared), left, unused)
 
 
-def freeze(module: nn.Module, cfg: ModelConfig, count: int) -> list[str]:
+def freeze(module: nn.Module, cfg: Description, count: int) -> list[str]:
     """Freeze groups 1 to ``count`` from the image side (the m, or n, of GmDn); returns the names of the frozen modules.
 
     With ``count`` > 0 a generator's embedding is frozen too, as in the released code. Other parameters are left alone.
@@ -84,11 +87,12 @@ def freeze(module: nn.Module, cfg: ModelConfig, count: int) -> list[str]:
     return frozen
 
 
-def modulate_blocks(generator: nn.Module, cfg: ModelConfig, count: int) -> list[str]:
-    """Replace ``conv_0`` and ``conv_1`` of the blocks in groups 1 to ``count`` by AdaFMConv2d, in place.
+def modulate_blocks(generator: nn.Module, cfg: Description, count: int) -> list[str]:
+    """Replace the family's modulated convolutions in groups 1 to ``count`` by AdaFM layers, in place.
 
-    gamma 1 and beta 0 leave the generator's output as it is, bit for bit. Weights keep their values, names and
-    ``requires_grad``; ``conv_img``, ``conv_s`` and biases are not modulated. Layers that are modulated already stay.
+    In GP-GAN these are ``conv_0`` and ``conv_1`` of every block, and not ``conv_img`` and ``conv_s``. gamma 1 and beta
+    0 leave the generator's output as it is, bit for bit. Weights keep their values, names and ``requires_grad``; biases
+    are not modulated. Layers that are modulated already stay.
 
     Returns:
         Names of the modulated layers.
@@ -96,26 +100,25 @@ def modulate_blocks(generator: nn.Module, cfg: ModelConfig, count: int) -> list[
     listed = groups(generator, cfg)
     if not 0 <= count <= len(listed):
         raise ValueError(f"cannot modulate {count} groups: the {type(generator).__name__} has {len(listed)}")
-    modulated = []
-    for name in (name for _, names in listed[:count] for name in names):
-        block = generator.get_submodule(name)
-        if not isinstance(block, ResBlock):
-            continue
-        for leaf in ("conv_0", "conv_1"):
-            layer = getattr(block, leaf)
-            if not isinstance(layer, AdaFMConv2d):
-                setattr(block, leaf, AdaFMConv2d.from_module(layer, freeze=False))
-            modulated.append(f"{name}.{leaf}")
+    family = architecture(cfg.arch)
+    modulated = family.modulated(generator, [name for _, names in listed[:count] for name in names])
+    for name in modulated:
+        layer = generator.get_submodule(name)
+        if not isinstance(layer, MODULATED):
+            kind = AdaFMConvTranspose2d if isinstance(layer, nn.ConvTranspose2d) else AdaFMConv2d
+            replaced = kind.from_module(layer, freeze=False) if family.modulate is None else family.modulate(layer)
+            generator.set_submodule(name, replaced)
     return modulated
 
 
 def adapter_parameters(module: nn.Module) -> list[str]:
-    """Names of every gamma and beta of the network's modulated layers."""
-    modulated = [name for name, layer in module.named_modules() if isinstance(layer, AdaFMConv2d)]
-    return [f"{name}.{leaf}" for name in modulated for leaf in ADAPTER_NAMES]
+    """Names of what the network's modulated layers have beside weight and bias: gamma, beta, in GAN memory a shift."""
+    modulated = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, MODULATED)]
+    own = ((name, leaf) for name, layer in modulated for leaf, _ in layer.named_parameters(recurse=False))
+    return [f"{name}.{leaf}" for name, leaf in own if leaf not in BASE_NAMES]
 
 
-def block_table(generator: nn.Module, discriminator: nn.Module, cfg: ModelConfig) -> list[dict]:
+def block_table(generator: nn.Module, discriminator: nn.Module, cfg: Description) -> list[dict]:
     """One row for each group of both networks, image side first.
 
     Keys: network (G or D), group, state, parameters, trainable. State is ``trained`` if a source or head parameter
