@@ -98,7 +98,7 @@ def test_kid_is_not_clamped_and_blocks_do_not_change_it(monkeypatch: pytest.Monk
     assert min(values) < 0 < max(values)
     x, y = features(50, 8, 1), features(40, 8, 2)
     whole = kid(x, y)
-    monkeypatch.setattr("adafm_trainer.metrics.kid.BLOCK", 7)
+    monkeypatch.setattr("adafm_trainer.metrics.mmd.BLOCK", 7)
     assert kid(x, y).value == pytest.approx(whole.value, rel=1e-10)
     assert kid(x, y).low == pytest.approx(whole.low, rel=1e-9)
 
@@ -352,7 +352,8 @@ def test_evaluate_names_and_tags(random_v1: extractors.Extractor) -> None:
     real, train = images(30, 5), images(20, 6)
     lines: list[str] = []
     found = evaluate(images(40, 7), real, random_v1, split="heldout", train=train, log=lines.append)
-    names = "kid fd precision recall density coverage diversity nearest_share nearest_largest_share".split()
+    names = "kid fd kmmd kmmd_biased kmmd_median kmmd_median_biased kmmd_root precision recall density coverage "
+    names = (names + "diversity mv nearest_share nearest_largest_share").split()
     assert list(found) == [f"{n}[random-v1]40_heldout" for n in names] and not lines
     value = found["kid[random-v1]40_heldout"]
     assert value["low"] < value["value"] < value["high"] and (value["n_fake"], value["n_real"]) == (40, 30)

@@ -27,7 +27,8 @@ class Extractor(nn.Module):
     """uint8 images ``[N, 1 or 3, H, W]`` -> float64 features ``[N, dims]`` on the CPU, in batches, without gradient.
 
     Attributes: ``name``; ``protocol`` (size, resizing and scaling of the input, in words); ``dims``; ``hash``, the
-    SHA-256 of protocol and weights. The network is in evaluation mode and stays so: ``train()`` does nothing. Autocast
+    SHA-256 of protocol and weights; ``class_weights``, float64 ``[classes, dims]`` where the network's classifier is
+    known, else None. The network is in evaluation mode and stays so: ``train()`` does nothing. Autocast
     is off inside. Grey images are repeated to three channels.
     """
 
@@ -42,10 +43,12 @@ class Extractor(nn.Module):
         protocol: str,
         batch: int,
         antialias: bool = True,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.name, self.hash, self.dims, self.size = name, digest, dims, size
         self.protocol, self.batch_size, self.antialias = protocol, batch, antialias
+        self.class_weights = class_weights
         self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self._sets: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -79,6 +82,16 @@ class Extractor(nn.Module):
         self._sets.move_to_end(key)
         return self._sets[key]
 
+    def class_probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """Softmax of the class logits of features ``[N, dims]``: float64 ``[N, classes]``.
+
+        The output bias is left out, as in the usual protocol of the Inception score (StyleGAN2-ADA measures so).
+        Raises ValueError where the extractor has no classifier.
+        """
+        if self.class_weights is None:
+            raise ValueError(f"the extractor {self.name} has no classifier, so it gives no class probabilities")
+        return torch.softmax(features @ self.class_weights.T, dim=1)
+
     def _prepared(self, images: torch.Tensor) -> torch.Tensor:
         """float32 in 0..255, three channels, resized: antialiased bicubic clipped, or bilinear without antialias."""
         pixels = images.to(torch.float32).expand(-1, 3, -1, -1)
@@ -90,7 +103,8 @@ class Extractor(nn.Module):
         return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _digest(protocol: str, network: nn.Module) -> str:
+def weights_digest(protocol: str, network: nn.Module) -> str:
+    """SHA-256 of a protocol's words and of a network's weights and buffers."""
     digest = hashlib.sha256(protocol.encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -138,7 +152,7 @@ def efflite0() -> Extractor:
         network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(weights)
     protocol = "efflite0: RGB 128 px antialiased bicubic clipped, (x-127)/128, mean of the last 1280 maps"
-    digest = _digest(protocol, network)
+    digest = weights_digest(protocol, network)
     # Small batches keep the wide early maps in the cache: 8 images are up to twice as fast as 32 or 64.
     return Extractor("efflite0", _Lite0(network), digest, dims=1280, size=128, protocol=protocol, batch=8)
 
@@ -185,7 +199,7 @@ def random_v1() -> Extractor:
     """Random convolutions, 960 features: needs no download and sees colour, edges and texture, but no meaning."""
     protocol = "random-v1: RGB 64 px antialiased bicubic clipped, x/127.5-1, mean and deviation of the maps of 4 layers"
     network, dims = _RandomNetwork(), 2 * sum(_RandomNetwork.widths)
-    digest = _digest(protocol, network)
+    digest = weights_digest(protocol, network)
     return Extractor("random-v1", network, digest, dims=dims, size=64, protocol=protocol, batch=64)
 
 
@@ -195,12 +209,20 @@ def inception(path: str | Path) -> Extractor:
     Input resized to 299 px by bilinear interpolation without antialias, ``x / 127.5 - 1``: the protocol of pytorch-fid
     (``legacy-torch``). Values of protocols that resize otherwise differ.
     """
-    # Building the network draws weights that are replaced; the caller's random numbers must not notice.
-    with torch.random.fork_rng(devices=[]):
-        network = load_inception(Path(path))
+    network = load_inception(Path(path))
     protocol = "inception: RGB 299 px bilinear without antialias (legacy-torch), x/127.5-1, 2048 pooled features"
-    digest = _digest(protocol, network)
-    return Extractor("inception", network, digest, dims=DIMS, size=SIZE, protocol=protocol, batch=8, antialias=False)
+    digest = weights_digest(protocol, network)
+    return Extractor(
+        "inception",
+        network,
+        digest,
+        dims=DIMS,
+        size=SIZE,
+        protocol=protocol,
+        batch=8,
+        antialias=False,
+        class_weights=network.class_weights,
+    )
 
 
 def get_extractor(name: str = "auto") -> Extractor:

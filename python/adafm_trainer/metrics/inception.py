@@ -1,13 +1,16 @@
-"""Inception-v3 in the variant that the Frechet Inception distance is measured with; the weights come from a local file.
+"""Inception-v3 in the two variants that Frechet distances are published with; the weights come from a local file.
 
-The network is that of Szegedy et al., "Rethinking the Inception architecture" (CVPR 2016), in the TensorFlow release
-of 2015-12-05: 1008 classes, average pooling that leaves padding out of the mean, and maximum pooling in the very last
-block. Module names follow the common PyTorch port, so that ``pt_inception-2015-12-05-*.pth`` loads by name.
+The network is that of Szegedy et al., "Rethinking the Inception architecture" (CVPR 2016). Variant ``fid`` is the
+TensorFlow release of 2015-12-05: 1008 classes, average pooling that leaves padding out of the mean, and maximum pooling
+in the very last block. Variant ``torchvision`` is the ImageNet classifier of that library: 1000 classes, padding counts
+in the mean, and the last block averages too. Module names are the same in both, those of the common PyTorch ports, so
+that ``pt_inception-2015-12-05-*.pth`` and ``inception_v3_google-*.pth`` load by name.
 """
 
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +23,8 @@ from adafm_trainer.errors import UsageError
 
 DIMS = 2048
 SIZE = 299
-_CLASSES = 1008
+_CLASSES = {"fid": 1008, "torchvision": 1000}
+_FILES = {"fid": "pt_inception-2015-12-05-6726825d.pth", "torchvision": "inception_v3_google-0cc3c7bd.pth"}
 
 
 class _Conv(nn.Module):
@@ -37,8 +41,8 @@ class _Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-def _mean3(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+def _mean(variant: str) -> partial[torch.Tensor]:
+    return partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=variant == "torchvision")
 
 
 def _max3(x: torch.Tensor) -> torch.Tensor:
@@ -50,8 +54,9 @@ def _halved(x: torch.Tensor) -> torch.Tensor:
 
 
 class _BlockA(nn.Module):
-    def __init__(self, inputs: int, pooled: int) -> None:
+    def __init__(self, variant: str, inputs: int, pooled: int) -> None:
         super().__init__()
+        self._pool = _mean(variant)
         self.branch1x1 = _Conv(inputs, 64, 1)
         self.branch5x5_1, self.branch5x5_2 = _Conv(inputs, 48, 1), _Conv(48, 64, 5)
         self.branch3x3dbl_1 = _Conv(inputs, 64, 1)
@@ -61,7 +66,7 @@ class _BlockA(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         five = self.branch5x5_2(self.branch5x5_1(x))
-        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_mean3(x))], dim=1)
+        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(self._pool(x))], dim=1)
 
 
 class _BlockB(nn.Module):
@@ -77,8 +82,9 @@ class _BlockB(nn.Module):
 
 
 class _BlockC(nn.Module):
-    def __init__(self, inputs: int, width: int) -> None:
+    def __init__(self, variant: str, inputs: int, width: int) -> None:
         super().__init__()
+        self._pool = _mean(variant)
         row, column = (1, 7), (7, 1)
         self.branch1x1 = _Conv(inputs, 192, 1)
         self.branch7x7_1, self.branch7x7_2 = _Conv(inputs, width, 1), _Conv(width, width, row)
@@ -92,7 +98,7 @@ class _BlockC(nn.Module):
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_mean3(x))], dim=1)
+        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(self._pool(x))], dim=1)
 
 
 class _BlockD(nn.Module):
@@ -108,9 +114,9 @@ class _BlockD(nn.Module):
 
 
 class _BlockE(nn.Module):
-    def __init__(self, inputs: int, maximum: bool) -> None:
+    def __init__(self, variant: str, inputs: int, last: bool) -> None:
         super().__init__()
-        self._pool = _max3 if maximum else _mean3
+        self._pool = _max3 if last and variant == "fid" else _mean(variant)
         self.branch1x1 = _Conv(inputs, 320, 1)
         self.branch3x3_1 = _Conv(inputs, 384, 1)
         self.branch3x3_2a, self.branch3x3_2b = _Conv(384, 384, (1, 3)), _Conv(384, 384, (3, 1))
@@ -126,58 +132,75 @@ class _BlockE(nn.Module):
 
 
 class InceptionFeatures(nn.Module):
-    """Pixels ``[N, 3, 299, 299]`` in 0..255 -> the 2048 pooled features ``[N, 2048]``."""
+    """Pixels ``[N, 3, 299, 299]`` in 0..255 -> the 2048 pooled features ``[N, 2048]``.
 
-    def __init__(self) -> None:
+    ``class_weights`` float64 ``[classes, 2048]`` and ``class_bias`` ``[classes]`` are those of the classifier after the
+    features, None where the weights came without it; they are no parameters of this network.
+    """
+
+    def __init__(self, variant: str = "fid") -> None:
         super().__init__()
+        self.class_weights: torch.Tensor | None = None
+        self.class_bias: torch.Tensor | None = None
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = _Conv(32, 32, 3, same=False)
         self.Conv2d_2b_3x3 = _Conv(32, 64, 3)
         self.Conv2d_3b_1x1 = _Conv(64, 80, 1)
         self.Conv2d_4a_3x3 = _Conv(80, 192, 3, same=False)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = _BlockA(192, 32), _BlockA(256, 64), _BlockA(288, 64)
+        self.Mixed_5b, self.Mixed_5c = _BlockA(variant, 192, 32), _BlockA(variant, 256, 64)
+        self.Mixed_5d = _BlockA(variant, 288, 64)
         self.Mixed_6a = _BlockB(288)
-        self.Mixed_6b, self.Mixed_6c = _BlockC(768, 128), _BlockC(768, 160)
-        self.Mixed_6d, self.Mixed_6e = _BlockC(768, 160), _BlockC(768, 192)
+        self.Mixed_6b, self.Mixed_6c = _BlockC(variant, 768, 128), _BlockC(variant, 768, 160)
+        self.Mixed_6d, self.Mixed_6e = _BlockC(variant, 768, 160), _BlockC(variant, 768, 192)
         self.Mixed_7a = _BlockD(768)
-        self.Mixed_7b, self.Mixed_7c = _BlockE(1280, maximum=False), _BlockE(2048, maximum=True)
+        self.Mixed_7b, self.Mixed_7c = _BlockE(variant, 1280, last=False), _BlockE(variant, 2048, last=True)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels / 127.5 - 1.0)))
+        return self.of_scaled(pixels / 127.5 - 1.0)
+
+    def of_scaled(self, images: torch.Tensor) -> torch.Tensor:
+        """The features of images ``[N, 3, 299, 299]`` that are scaled already, for ``fid`` to [-1, 1]."""
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(images)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_halved(x)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(_halved(x))))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean(dim=(2, 3))
 
 
-def load_inception(path: Path) -> InceptionFeatures:
-    """The network with weights from ``path``, a PyTorch state dictionary or a safetensors file.
+def load_inception(path: Path, variant: str = "fid") -> InceptionFeatures:
+    """The network of a variant, in evaluation mode, with weights from ``path``: a PyTorch state dictionary or a
+    safetensors file.
 
-    Raises UsageError where the file is not there, is not a plain dictionary of tensors, or holds another network, such
-    as the 1000-class one.
+    Raises UsageError where the file is not there, is not a plain dictionary of tensors, or holds another network: the
+    file of one variant is refused for the other by its number of classes.
     """
-    weights = _read(path)
-    classes = weights.get("fc.weight")
-    if classes is not None and len(classes) != _CLASSES:
+    weights = _read(path, _FILES[variant])
+    classifier, classes = weights.get("fc.weight"), _CLASSES[variant]
+    if classifier is not None and tuple(classifier.shape) != (classes, DIMS):
         raise UsageError(
-            f"{path} is an Inception network of {len(classes)} classes; the FID network has {_CLASSES}: "
-            "values from other weights are not FID. Give pt_inception-2015-12-05-6726825d.pth"
+            f"{path} is an Inception network of {len(classifier)} classes; the {variant} network has {classes}: "
+            f"values from other weights are not comparable. Give {_FILES[variant]}"
         )
-    network = InceptionFeatures()
+    # Building the network draws weights that are replaced; the caller's random numbers must not notice.
+    with torch.random.fork_rng(devices=[]):
+        network = InceptionFeatures(variant)
     expected = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     wrong = [k for k, v in expected.items() if k not in weights or weights[k].shape != v.shape]
     if wrong:
         raise UsageError(
-            f"{path} is not the FID Inception network: {len(wrong)} of {len(expected)} tensors are missing or of "
-            f"another shape, the first is {wrong[0]!r}. Give pt_inception-2015-12-05-6726825d.pth"
+            f"{path} is not the {variant} Inception network: {len(wrong)} of {len(expected)} tensors are missing or of "
+            f"another shape, the first is {wrong[0]!r}. Give {_FILES[variant]}"
         )
     network.load_state_dict({k: weights[k] for k in expected}, strict=False)
-    return network
+    if classifier is not None:
+        network.class_weights = classifier.double()
+        network.class_bias = weights["fc.bias"].double() if "fc.bias" in weights else None
+    return network.requires_grad_(False).eval()
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read(path: Path, usual: str) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise UsageError(f"no Inception weights are at {path}: give the path of pt_inception-2015-12-05-6726825d.pth")
+        raise UsageError(f"no Inception weights are at {path}: give the path of {usual}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
