@@ -13,22 +13,28 @@ import torch
 from adafm_trainer import cli
 from adafm_trainer.models.config import ModelConfig
 from adafm_trainer.models.gpgan import build_discriminator, build_generator
+from adafm_trainer.models.wgan_config import WganResNetConfig
 from foreign import DCGenerator
-from tiny import image_folder
+from tiny import image_folder, source_folder
 from torch import nn
 
 import adafm_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for language, block in BLOCKS
-    if not language
-    for line in block.splitlines()
-    if line.startswith("adafm ")
-]
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+
+
+def commands(text: str) -> list[str]:
+    plain = [block for language, block in blocks(text) if not language]
+    return [line.split("#")[0].strip() for block in plain for line in block.splitlines() if line.startswith("adafm ")]
+
+
+BLOCKS, COMMANDS = blocks(README), commands(README)
 SHORT = {
     "train": ["--steps", "2", "--tick", "2", "--snap", "5", "--eval-every", "-1", "--batch", "2"],
     "pretrain": ["--steps", "2", "--tick", "2", "--snap", "5", "--eval-every", "-1", "--batch", "2", "--nf", "8"],
@@ -54,8 +60,10 @@ def test_readme_has_what_it_promises():
 
 def test_commands_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder, seed in (("my_images", 0), ("many_images", 1), ("held_out_images", 2)):
+    for seed, folder in enumerate(("my_images", "many_images", "held_out_images", "other_images")):
         image_folder(tmp_path / folder, seed=seed)
+    for k, name in enumerate(("a", "b")):
+        source_folder(tmp_path / "sources" / name, ModelConfig("resnet", 16, nf=4 + k, nf_max=8, z_dim=5 + k))
     model = ModelConfig(arch="resnet4", size=64, nf=4, z_dim=8, embed=1)
     networks = {"generator": build_generator(model), "discriminator": build_discriminator(model)}
     states = {k: {f"module.{n}": v for n, v in m.state_dict().items()} for k, m in networks.items()}
@@ -66,6 +74,18 @@ def test_commands_run_in_order(tmp_path, monkeypatch):
         assert cli.main([*words, *extra]) == 0, command
     assert (tmp_path / "grid.png").is_file() and (tmp_path / "strip.png").is_file()
     assert (tmp_path / "sources" / "celeba" / "model.json").is_file()
+
+
+def test_commands_of_the_methods_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, folder in enumerate(("my_images", "flowers", "cats", "classes/x", "classes/y", "classes/z")):
+        image_folder(tmp_path / folder, 6, seed=seed)
+    for name in ("wgan", "other"):
+        source_folder(tmp_path / "sources" / name, WganResNetConfig(size=16, dim=2, z_dim=6))
+    for command in commands(METHODS):
+        words = shlex.split(command)[1:]
+        assert cli.main([*words, *SHORT.get(words[0], [])]) == 0, command
+    assert (tmp_path / "tasks.png").is_file() and (tmp_path / "runs" / "conditional" / "report.html").is_file()
 
 
 def test_equivalent_of_modulate():

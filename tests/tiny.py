@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from adafm_trainer.methods.config import TrainConfig
+from adafm_trainer.models.architecture import Description
+from adafm_trainer.models.catalogue import build_discriminator, build_generator
 from adafm_trainer.models.config import ModelConfig
-from adafm_trainer.models.gpgan import build_discriminator, build_generator
 from adafm_trainer.models.source import save_pair
 from adafm_trainer.trainer.checkpoint import load_checkpoint
 from PIL import Image
@@ -27,7 +28,7 @@ def image_folder(folder: Path, count: int = 12, seed: int = 0) -> Path:
     return folder
 
 
-def source_folder(folder: Path, model: ModelConfig = MODEL) -> Path:
+def source_folder(folder: Path, model: Description = MODEL) -> Path:
     """A random pair of ``model`` on disk, with an average that differs from the raw generator."""
     torch.manual_seed(0)
     generator, discriminator, average = build_generator(model), build_discriminator(model), build_generator(model)
@@ -38,7 +39,7 @@ def settings(tmp_path: Path, name: str = "run", **changes) -> TrainConfig:
     """A run of a few steps on ``tmp_path/images`` from ``tmp_path/source``, in float32, with everything small."""
     values = {
         "data": str(tmp_path / "images"),
-        "source": str(tmp_path / "source"),
+        "source": (str(tmp_path / "source"),),
         "outdir": str(tmp_path / name),
         "steps": 6,
         "batch": 4,
@@ -49,7 +50,7 @@ def settings(tmp_path: Path, name: str = "run", **changes) -> TrainConfig:
         "tick": 2,
         "snap": 2,
         "eval_every": -1,
-        "flip": True,
+        "aug": "flip",
         "dither": True,
         **changes,
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from ..bench import op, step
+from ..bench import curves, op, step
 
-_WHAT = {"op": op, "step": step}
+_WHAT = {"op": op, "step": step, "curves": curves}
 
 
 def main(argv: list[str]) -> int:

@@ -10,27 +10,39 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from ..errors import SourceError
-from ..models.checkpoints import LoadReport, infer_config, load_matching, read_checkpoint
-from ..models.gpgan import build_discriminator, build_generator
+from ..models.catalogue import architecture, build_discriminator, build_generator
+from ..models.checkpoints import Checkpoint, LoadReport, infer_config, load_matching, read_checkpoint
 from ..models.source import save_pair
 from .flags import parse
+
+# What a network is for its family's renaming, and how the names of a critic's TensorFlow variables begin.
+_ROLES = {"generator_test": "average"}
+_TF_CRITICS = ("Discriminator.", "teacher_Discriminator.")
 
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Read a checkpoint of the published GP-GAN or AdaFM code and write a folder that --source takes.
+    """Read a checkpoint of published code (GP-GAN, AdaFM, BigGAN, TransferGAN, MineGAN, DCGAN) and write a folder that
+    --source takes.
 
     A pickle's tensors are read and its code, if any, is refused. Sizes are told from the tensors' shapes.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint: .pt or .safetensors with some of generator, discriminator and generator_test (the average)."""
+    """Checkpoint: .pt, .tar, .safetensors, or .npz of TensorFlow variables; with some of generator, discriminator and
+    generator_test (the average), or one network's tensors alone, which are taken for the generator's."""
     out: Annotated[Path, tyro.conf.Positional]
     """Folder to write."""
-    arch: Literal["resnet", "resnet2", "resnet3", "resnet4", "adafm"]
-    """Network family: resnet2 for imagenet-*.pt, resnet4 for celeba-*, resnet3 for lsun_*, resnet for celebahq-*."""
+    arch: Literal["resnet", "resnet2", "resnet3", "resnet4", "adafm", "biggan", "wgan-resnet", "dcgan", "mnist"]
+    """Network family. GP-GAN: resnet2 for imagenet-*.pt, resnet4 for celeba-*, resnet3 for lsun_*, resnet for
+    celebahq-*; wgan-resnet is that of TransferGAN, mnist that of MineGAN's digits."""
+    discriminator: Path | None = None
+    """File of the discriminator, where it is stored apart."""
+    average: Path | None = None
+    """File of the generator's weight average, where it is stored apart."""
     base: Literal["resnet", "resnet2", "resnet3", "resnet4"] = "resnet2"
     """Family of the kept blocks and of the discriminator, for --arch adafm."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -50,11 +62,13 @@ def run(args: ConvertArgs) -> int:
         SourceError: the file cannot be read safely, its sizes cannot be told, or a weight is not finite when stored.
     """
     checkpoint = read_checkpoint(args.file)
-    networks = dict(checkpoint.networks)
+    networks = _networks(args, checkpoint)
     if "generator" not in networks and "generator_test" in networks:
         print("no generator in the file; its average, generator_test, is taken for it")
         networks["generator"] = networks["generator_test"]
-    cfg = infer_config(args.arch, networks, args.base)
+    family = architecture(args.arch)
+    cfg = infer_config(args.arch, networks, args.base) if args.arch == "adafm" else family.infer(args.arch, networks)
+    networks = {name: family.rename(_ROLES.get(name, name), state) for name, state in networks.items()}
     sizes = [f"{name} {value}" for name, value in cfg.to_json().items() if value is not None]
     print(f"{args.file.name}: {', '.join(sizes)}")
     for name, what in checkpoint.ignored.items():
@@ -89,6 +103,20 @@ def run(args: ConvertArgs) -> int:
         raise SourceError(f"{args.file}: {error}") from error
     print(f"wrote {args.out}")
     return 0
+
+
+def _networks(args: ConvertArgs, checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """The checkpoint's networks, and those of the other files; variables of TensorFlow stand for both networks."""
+    networks = dict(checkpoint.networks)
+    for name, path in (("discriminator", args.discriminator), ("generator_test", args.average)):
+        if path is not None:
+            apart = read_checkpoint(path).networks
+            # A file of one network alone counts as a generator's, whichever it is.
+            networks[name] = apart.get(name, apart.get("generator", {}))
+    both = networks.get("generator", {})
+    if "discriminator" not in networks and any(name.startswith(_TF_CRITICS) for name in both):
+        networks["discriminator"] = both
+    return networks
 
 
 def _provenance(args: ConvertArgs, reports: dict[str, LoadReport]) -> dict:

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.grid import save_grid
 from ..errors import UsageError
 from ..trainer.load import load_run
-from ..trainer.sampling import draw_latents, draw_noise
+from ..trainer.sampling import draw_labels, draw_latents, draw_noise
 from .flags import parse
 from .sample import parse_seeds
 
@@ -31,6 +31,8 @@ class InterpolateArgs:
     """Images in a row, both ends included."""
     out: Path = Path("interpolation.png")
     """PNG to write: one row for each pair."""
+    label: int | None = None
+    """Class of every image, for a run with labels; by default a row has that of its first seed."""
     scale: int = 1
     """Every pixel becomes a square of this side."""
     device: str = "auto"
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> int:
     loaded = load_run(args.run, args.device)
     generator = loaded.generator
     device = next(generator.parameters()).device
+    y = _labels(args, generator, seeds)
     z = draw_latents(generator, 0, "sample", 0, seeds)
     path = torch.cat([slerp(a, b, args.frames) for a, b in zip(z[:-1], z[1:], strict=True)]).to(device)
     noise = draw_noise(generator, 0, "sample", 0, [seeds[0]] * len(path))
@@ -54,10 +57,20 @@ def main(argv: list[str]) -> int:
         torch.no_grad(),
         torch.autocast(device.type, dtype=loaded.autocast or torch.bfloat16, enabled=loaded.autocast is not None),
     ):
-        images = generator(path, None, noise).float().cpu()
+        images = generator(path, None if y is None else y.to(device), noise).float().cpu()
     save_grid(args.out, images / loaded.config.data_scale, columns=args.frames, scale=args.scale)
     print(f"{len(seeds) - 1} rows of {args.frames}: {args.out}")
     return 0
+
+
+def _labels(args: InterpolateArgs, generator: nn.Module, seeds: list[int]) -> Tensor | None:
+    """A label for every image, or None for a generator that is given none."""
+    classes = generator.sample_classes
+    if args.label is not None and not 0 <= args.label < classes:
+        known = f"has the classes 0 to {classes - 1}" if classes else "was trained without labels: leave it out"
+        raise UsageError(f"--label {args.label}: the run {known}")
+    y = draw_labels(generator, seeds[:-1] if args.label is None else [args.label] * (len(seeds) - 1))
+    return None if y is None else y.repeat_interleave(args.frames)
 
 
 def slerp(a: Tensor, b: Tensor, frames: int) -> Tensor:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from ..errors import UsageError
-from ..methods.config import TrainConfig, read_config
+from ..locate import source_path
+from ..methods.config import TrainConfig
+from ..methods.config_file import read_config
 from ..methods.presets import METHODS, preset
-from ..models.config import ModelConfig
+from ..models.architecture import Description
+from ..models.catalogue import describe
+from ..models.source import read_description
 from ..trainer.dry_run import dry_run
 from ..trainer.start import resume_run, start_run
+from ..trainer.tasks import METHOD as MEMORY
+from ..trainer.tasks import Task, check_tasks, is_sequence, of_task, resume_tasks, start_tasks
 from .flags import parse
+from .task_flags import take_tasks
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class ResumeArgs:
     """Continue a run exactly where its newest checkpoint left it."""
 
     resume: Path
-    """Run directory."""
+    """Run directory, or that of several tasks."""
     steps: int | None = None
     """New length of the run in optimizer steps; the rest of its settings cannot change."""
     allow_data_change: bool = False
@@ -31,8 +39,16 @@ class ResumeArgs:
 
 @dataclass(frozen=True)
 class TrainArgs(TrainConfig):
-    """One training run. Lengths and intervals count optimizer steps: one generator and one discriminator step each."""
+    """One training run. Lengths and intervals count optimizer steps: one generator step and --critic-steps
+    discriminator steps each."""
 
+    data: str
+    """Training images: a folder or a zip of images. `gan-memory` takes several, each as NAME=FOLDER: they are tasks
+    that are trained one after another into the bank OUTDIR/bank, unless --bank names another. --eval-data is then given
+    in the same form."""
+    source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Source networks: a folder written by `adafm pretrain` or `adafm convert`, or `bundled`. `minegan` takes several,
+    one --source each."""
     dry_run: bool = False
     """Build everything as the run would and take a few steps, print the networks, the memory by part and the time of a
     step, and end; nothing is written."""
@@ -41,7 +57,15 @@ class TrainArgs(TrainConfig):
 def main(argv: list[str]) -> int:
     if any(a == "--resume" or a.startswith("--resume=") for a in argv):
         args = parse(ResumeArgs, "adafm train", argv)
-        resume_run(args.resume, steps=args.steps, allow_data_change=args.allow_data_change)
+        if not is_sequence(args.resume):
+            resume_run(args.resume, steps=args.steps, allow_data_change=args.allow_data_change)
+        elif args.steps is None:
+            resume_tasks(args.resume, allow_data_change=args.allow_data_change)
+        else:
+            raise UsageError(
+                f"--steps {args.steps}: {args.resume} holds several tasks, of which those in the bank cannot change; "
+                "leave it out"
+            )
         return 0
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -54,16 +78,30 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             f"unknown method {method!r}; expected one of {', '.join(METHODS)}, --config FILE or --resume RUN"
         )
-    return _run(method, parse_config(method, f"adafm train {method}", rest))
+    tasks, rest = take_tasks(method, rest)
+    return _run(method, parse_config(method, f"adafm train {method}", rest), tasks=tasks)
 
 
 def parse_config(method: str, prog: str, argv: list[str]) -> TrainArgs:
-    """Flags over the preset of ``method``; ``--faithful`` anywhere among them chooses the published settings."""
-    values = preset(method, "--faithful" in argv)
+    """Flags over the preset of ``method`` for its first source's family; ``--faithful`` among them chooses the
+    published settings."""
+    values = preset(method, "--faithful" in argv, _family(argv))
     return parse(TrainArgs, prog, argv, TrainArgs(data=tyro.MISSING, outdir=tyro.MISSING, **values))
 
 
-def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, ModelConfig]:
+def _family(argv: list[str]) -> str:
+    """``arch`` of the first source among the flags; GP-GAN's where there is none, or none that can be read yet."""
+    joined = [part for a in argv for part in (a.split("=", 1) if a.startswith("--source=") else [a])]
+    given = [joined[k + 1] for k, a in enumerate(joined[:-1]) if a == "--source"]
+    if not given:
+        return "resnet"
+    description = source_path(given[0]) / "model.json"
+    if not description.is_file():
+        return "resnet"
+    return read_description(description).arch
+
+
+def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, Description]:
     """A run's config.yaml with the other flags of ``argv`` applied: method, settings, description of the networks."""
     joined = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     at = joined.index("--config")
@@ -78,13 +116,18 @@ def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, ModelConfig]:
             raise UsageError(f"--config {path} is of method {method!r}, the command asks for {rest[0]!r}")
         rest = rest[1:]
     args = parse(TrainArgs, "adafm train", rest, TrainArgs(**dataclasses.asdict(config)))
-    return method, args, ModelConfig.from_json(model)
+    return method, args, describe(model)
 
 
-def _run(method: str, args: TrainArgs, model: ModelConfig | None = None) -> int:
+def _run(method: str, args: TrainArgs, model: Description | None = None, tasks: Sequence[Task] = ()) -> int:
     config = TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)})
-    if args.dry_run:
+    if tasks and args.dry_run:
+        check_tasks(config, tasks)
+        dry_run(method, of_task(config, tasks[0]))
+    elif args.dry_run:
         dry_run(method, config, model)
+    elif tasks:
+        start_tasks(config, tasks)
     else:
         start_run(method, config, model)
     return 0
@@ -92,6 +135,7 @@ def _run(method: str, args: TrainArgs, model: ModelConfig | None = None) -> int:
 
 def _usage() -> str:
     methods = "\n".join(f"  adafm train {name} --source S --data D --outdir RUN" for name in METHODS)
+    methods += f"\n  adafm train {MEMORY} --source S --data NAME=FOLDER --data NAME=FOLDER ... --outdir TASKS"
     rest = "  adafm train --config RUN/config.yaml --outdir NEW\n  adafm train --resume RUN"
     rest += "\n  adafm train METHOD ... --dry-run     memory and time of a step; writes nothing"
     return f"usage:\n{methods}\n{rest}\n\nadafm train METHOD --help lists the flags of a method."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -11,8 +11,9 @@ from torch import nn
 from ..errors import SourceError
 from ..keyed import normal
 from ..models.adafm import calibrate, distil_head
+from ..models.architecture import Description
+from ..models.catalogue import architecture, build_discriminator, build_generator
 from ..models.config import ModelConfig
-from ..models.gpgan import build_discriminator, build_generator
 from ..models.source import SourcePair
 from ..models.transfer import adapter_parameters, copy_source, freeze, modulate_blocks
 from .base import Group, Networks, TransferMethod, trained
@@ -34,14 +35,20 @@ class AdaFM(TransferMethod):
 
     name = "adafm"
 
-    def target_model(self, source: ModelConfig, config: TrainConfig) -> ModelConfig:
+    def target_model(self, sources: Sequence[SourcePair], config: TrainConfig) -> Description:
         _check_groups(config)
+        source = sources[0].cfg
         if config.head == "source":
             return source
+        if not isinstance(source, ModelConfig):
+            raise SourceError(
+                f"--head {config.head} puts the paper's head on a GP-GAN source; for one of family {source.arch} use "
+                "--head source"
+            )
         small_h = "reference" if config.faithful else "calibrated"
         return dataclasses.replace(source, arch="adafm", base=source.arch, keep=config.freeze_g, small_h=small_h)
 
-    def structure(self, model: ModelConfig, config: TrainConfig) -> Networks:
+    def structure(self, model: Description, config: TrainConfig) -> Networks:
         _check_groups(config)
         networks = Networks(build_generator(model), build_discriminator(model), model)
         try:
@@ -56,13 +63,21 @@ class AdaFM(TransferMethod):
     def initialise(
         self,
         networks: Networks,
-        source: SourcePair | None,
+        sources: Sequence[SourcePair],
         config: TrainConfig,
         log: Callable[[str], None],
         autocast: torch.dtype | None = None,
     ) -> None:
+        (source,) = sources
         state = source_generator_state(source, config, log)
-        log(copy_source(networks.generator, state, config.copy).summary("generator"))
+        copied = state
+        if architecture(source.cfg.arch).modulate is not None:
+            # The family's modulated layers hold other tensors than its plain ones: those of the source, modulated.
+            plain = build_generator(source.cfg)
+            copy_source(plain, state)
+            modulate_blocks(plain, source.cfg, config.freeze_g)
+            copied = plain.state_dict()
+        log(copy_source(networks.generator, copied, config.copy).summary("generator"))
         copy_discriminator(networks.discriminator, source, config, log)
         if config.head == "source":
             return

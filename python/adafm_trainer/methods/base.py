@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..models.config import ModelConfig
+from ..models.architecture import Description
 from ..models.source import SourcePair
+from ..models.transfer import LEFT_BY_GMDN
 from .config import TrainConfig
 
 
 @dataclass
 class Networks:
-    """The two networks of a run and the generator's description (which may differ from the source's)."""
+    """The two networks of a run and their description (which may differ from the source's)."""
 
     generator: nn.Module
     discriminator: nn.Module
-    model: ModelConfig
+    model: Description
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,31 @@ class TransferMethod(ABC):
     """One transfer method. It holds no tensors: everything it needs to resume is in the networks and the config.
 
     ``structure`` builds the networks with arbitrary values and decides what is frozen; ``initialise`` fills in the
-    source. A resumed or sampled run calls only the first and loads its own weights.
+    source. A resumed or sampled run calls only the first and loads its own weights. ``copied`` names what of the
+    generator came from the source and is trained: what --reg holds near its start.
     """
 
     name: str
     needs_source = True
+    most_sources = 1
 
     @abstractmethod
-    def target_model(self, source: ModelConfig, config: TrainConfig) -> ModelConfig:
-        """Description of the target generator made from that of the source."""
+    def target_model(self, sources: Sequence[SourcePair], config: TrainConfig) -> Description:
+        """Description of the target's networks made from those of the sources, of which there are as many as asked.
+
+        Raises:
+            SourceError: the method cannot be applied to them.
+        """
 
     @abstractmethod
-    def structure(self, model: ModelConfig, config: TrainConfig) -> Networks:
+    def structure(self, model: Description, config: TrainConfig) -> Networks:
         """Networks of ``model``, with ``requires_grad`` set for every parameter that is trained at any time."""
 
     @abstractmethod
     def initialise(
         self,
         networks: Networks,
-        source: SourcePair | None,
+        sources: Sequence[SourcePair],
         config: TrainConfig,
         log: Callable[[str], None],
         autocast: torch.dtype | None = None,
@@ -68,6 +75,12 @@ class TransferMethod(ABC):
     def generator_groups(self, networks: Networks, config: TrainConfig) -> list[Group]:
         """All generator parameters that are trained at any time, in groups of one step size."""
 
+    def copied(self, networks: Networks, sources: Sequence[SourcePair], config: TrainConfig) -> list[str]:
+        """Trained parameters of the generator that have the source's values at the start."""
+        present = sources[0].generator_state if sources else {}
+        left = () if config.copy == "all" else LEFT_BY_GMDN
+        return [name for name in trained(networks.generator) if name in present and name.split(".")[0] not in left]
+
     def discriminator_groups(self, networks: Networks, config: TrainConfig) -> list[Group]:
         return [Group("discriminator", tuple(trained(networks.discriminator)), config.lr_d)]
 
@@ -75,6 +88,24 @@ class TransferMethod(ABC):
         """Called before every step, and once after loading a checkpoint; returns a line for the log or None.
 
         It must put the networks into the state that belongs to ``step`` whatever came before.
+        """
+        return None
+
+    def generator_penalty(self, networks: Networks, config: TrainConfig) -> Callable[[], None] | None:
+        """What adds to the generator's gradients in every step, after the last backward and before the optimizer; or
+        None. With several processes it comes after the exchange of gradients, with fp16 after they are unscaled."""
+        return None
+
+    def finish(
+        self,
+        average: nn.Module,
+        config: TrainConfig,
+        sources: Callable[[], Sequence[SourcePair]],
+        log: Callable[[str], None],
+    ) -> None:
+        """Called on rank 0 after the last step, and again where a run that had reached it is resumed.
+
+        ``average`` is the generator's weight average; ``sources`` reads the sources of the run.
         """
         return None
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ..errors import UsageError
@@ -16,21 +13,24 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Lengths and intervals count optimizer steps: one generator and one discriminator step each."""
+    """One training run. Lengths and intervals count optimizer steps: one generator step and ``critic_steps``
+    discriminator steps each."""
 
     data: str
     """Training images: a folder or a zip of images."""
     outdir: str
     """Run directory to create. It must not hold a run already (continue one with --resume)."""
-    source: str | None = None
-    """Source networks: a folder written by `adafm pretrain` or `adafm convert`, or `bundled`."""
+    source: tuple[str, ...] = ()
+    """Source networks: a folder written by `adafm pretrain` or `adafm convert`, or `bundled`. `minegan` takes several,
+    one --source each."""
     steps: int = 500
     """Optimizer steps of the whole run."""
     batch: int = 16
     """Images a step, over all devices together."""
     batch_gpu: int | None = None
     """Images that pass the networks at once on one device; the gradients of a step add up over such parts, so less
-    memory gives the same step. By default a device's whole share of --batch."""
+    memory gives the same step, except that normalisation over the batch, and a source chosen for the batch, go by the
+    part. By default a device's whole share of --batch."""
     seed: int = 0
     """Every random draw is keyed by this seed, the step and the sample's index."""
     device: str = "auto"
@@ -72,6 +72,17 @@ class TrainConfig:
     adafm_start: int = 0
     """`adafm` only: steps that run with gamma and beta held at identity before they are trained."""
 
+    normalise_d: Literal["auto", "on", "off"] = "auto"
+    """`gan-memory` only: take mean and deviation out of D's filters too; auto: with --classes only, as published."""
+    storage: Literal["full", "low-rank"] = "full"
+    """`gan-memory` only: how --bank keeps a task. full: as it is; low-rank: gamma and beta of the wide layers as
+    singular vectors that the tasks share."""
+    bank: str | None = None
+    """`gan-memory` only: folder of the tasks of one source, to which the run adds what it has learned; it is made where
+    there is none. A run with --storage low-rank starts from what it holds. By default nothing is added."""
+    task: str | None = None
+    """`gan-memory` only: name of the task in --bank; by default that of --data without folder and ending."""
+
     lr_g: float = 5e-4
     """Adam step size of the generator's trained source weights."""
     lr_d: float = 5e-4
@@ -82,20 +93,72 @@ class TrainConfig:
     """Adam step size of gamma."""
     lr_beta: float = 1e-3
     """Adam step size of beta."""
+    lr_miner: float = 5e-4
+    """`minegan` only: Adam step size of the miner."""
     beta1: float = 0.0
     """Adam's decay of the first moment."""
     beta2: float = 0.99
     """Adam's decay of the second moment."""
     warmup: int = 100
     """Steps over which all step sizes rise linearly from 0."""
-    loss: Literal["r1"] = "r1"
-    """Adversarial loss: non-saturating with R1 gradient penalty."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    adam_epsilon: Literal["torch", "tensorflow"] = "torch"
+    """Where Adam's epsilon stands: torch: added to the corrected root of the second moment; tensorflow: to the
+    uncorrected one, as in TensorFlow 1."""
+    loss: Literal["auto", "nonsat", "hinge", "wgan-gp"] = "auto"
+    """Adversarial loss; auto takes the one that the source's family was published with. nonsat (non-saturating) and
+    hinge go with the R1 penalty, wgan-gp with its own."""
     r1_gamma: float = 10.0
-    """Strength of the penalty: gamma/2 * E|grad|^2. The paper's reg_param is gamma/2."""
+    """Strength of the R1 penalty: gamma/2 * E|grad|^2; 0 leaves it out. The paper's reg_param is gamma/2."""
     r1_interval: int = 16
-    """The penalty is taken every so many discriminator steps, with as many times its weight."""
+    """The penalty, R1 or that of wgan-gp, is taken every so many discriminator steps, with as many times its weight."""
     reg_type: Literal["real", "fake", "real_fake"] = "real"
-    """Images the penalty is taken at."""
+    """Images the R1 penalty is taken at."""
+    gp_weight: float = 10.0
+    """Weight of the penalty of wgan-gp: the mean squared distance from 1 of the gradient's norm at interpolates."""
+    critic_steps: int = 1
+    """Discriminator steps in each optimizer step, every one with training images of its own."""
+    order: Literal["generator-first", "discriminator-first"] = "generator-first"
+    """Which network is updated first in a step. generator-first: the (first) discriminator step takes the images made
+    for the generator's; discriminator-first: images are made for each of its steps."""
+    labels: Literal["none", "folders"] = "none"
+    """Labels of the training images: the first folder level of --data, in the order of its names. They go to networks
+    that are conditioned on labels."""
+    classes: int = 0
+    """Classes of the target: an unconditional source becomes conditional (family wgan-resnet; `gan-memory`: every
+    source); 0 keeps the source's, and takes no labels in `gan-memory`."""
+    class_weight: float = 1.0
+    """Weight of an auxiliary classifier's cross entropy, in both networks' losses."""
+    transfer: Literal["both", "generator", "discriminator", "none"] = "both"
+    """`transfergan` only: which networks start from the source; the others start at random."""
+    miner_init: Literal["identity", "orthogonal", "reference", "glorot"] = "identity"
+    """`minegan` only: start values of the miner. identity: the source's own samples; reference: the authors'."""
+    miner_dim: int | None = None
+    """`minegan` only: length of the miner's input; by default that of the source's latent."""
+    miner_hidden: int | None = None
+    """`minegan` only: width of the miner; by default the length of the source's latent."""
+    miner_buffers: Literal["frozen", "moving"] = "frozen"
+    """`minegan` only: while the generator is frozen its batch statistics and spectral vectors are used and kept as they
+    are, or move with every step as in the authors' code."""
+    stage2: Literal["all", "adafm", "none"] = "all"
+    """`minegan` only: what is trained beside the miner from --stage2-start on: all of the generator, gamma and beta of
+    its --freeze-g groups, or nothing."""
+    stage2_start: int = 400
+    """`minegan` only: steps that train the miner alone."""
+    select: Literal["sample-max", "batch-max"] = "sample-max"
+    """`minegan` with several sources: the discriminator chooses one for each sample, or one for the batch."""
+    selector: Literal["p", "head"] = "p"
+    """`minegan` with several sources: what chooses one when there is no discriminator: the estimated probabilities, or
+    a classifier on the miner."""
+    mining_warmup: int = 200
+    """`minegan` with several sources: steps in which every source gets the same share of the samples."""
+
+    reg: Literal["none", "l2sp", "ewc"] = "none"
+    """What holds the generator's trained source weights near their start: l2sp: their squared distance; ewc: the same
+    with each weight's Fisher information."""
+    reg_weight: float = 0.0
+    """Weight of --reg."""
     saturation: float = 0.0
     """Weight of the penalty on generator outputs (before tanh) beyond 2.5 in magnitude."""
     ema: float = 0.995
@@ -103,8 +166,9 @@ class TrainConfig:
     ema_ramp: bool = True
     """Let the decay rise as (1 + t) / (10 + t) up to --ema."""
 
-    flip: bool = False
-    """Mirror each training image with probability one half."""
+    aug: Literal["none", "flip", "diffaug", "ada"] = "none"
+    """Augmentation. flip: each training image is mirrored with probability one half; diffaug (Zhao et al., 2020) and
+    ada (Karras et al., 2020): everything the discriminator sees is transformed, in both networks' steps."""
     dither: bool = False
     """Add uniform noise of 1/128 to the training images (as the paper did)."""
     data_scale: float | None = None
@@ -138,7 +202,11 @@ class TrainConfig:
     """Start from the published settings of the method instead of the default recipe; other flags still apply."""
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch", "r1_interval", "tick", "snap", "keep", "eval_samples", "max_skips")
+        if self.source is None or isinstance(self.source, str):
+            object.__setattr__(self, "source", (self.source,) if self.source else ())
+        positive = (
+            "steps", "batch", "r1_interval", "critic_steps", "tick", "snap", "keep", "eval_samples", "max_skips"
+        )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
@@ -146,53 +214,23 @@ class TrainConfig:
             raise UsageError(f"--batch-gpu is {self.batch_gpu}; it must be at least 1")
         if not 1 <= self.dist_timeout < float("inf"):
             raise UsageError(f"--dist-timeout is {self.dist_timeout}; it must be at least 1 second")
-        for name in ("freeze_g", "freeze_d", "adafm_start", "warmup", "holdout", "r1_gamma", "saturation"):
-            if getattr(self, name) < 0:
+        weights = ("r1_gamma", "gp_weight", "class_weight", "reg_weight", "saturation")
+        for name in ("miner_dim", "miner_hidden"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        starts = ("adafm_start", "stage2_start", "mining_warmup")
+        for name in ("freeze_g", "freeze_d", *starts, "warmup", "holdout", "classes", *weights):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")
-        for name in ("lr_g", "lr_d", "lr_head", "lr_gamma", "lr_beta"):
+        if (self.reg == "none") != (self.reg_weight == 0):
+            raise UsageError(f"--reg {self.reg} --reg-weight {self.reg_weight}: give both, or neither")
+        for name in ("lr_g", "lr_d", "lr_head", "lr_gamma", "lr_beta", "lr_miner"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; a step size lies in [0, 1)")
+        if not 0 < self.adam_eps < 1:
+            raise UsageError(f"--adam-eps is {self.adam_eps}; it must lie between 0 and 1")
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.data_scale is not None and not 0 < self.data_scale <= 1:
             raise UsageError(f"--data-scale is {self.data_scale}; it must lie in (0, 1]")
-
-
-def write_config(path: Path, method: str, config: TrainConfig, model: dict) -> None:
-    """Write ``key: value`` lines, values as JSON (a subset of YAML), that ``read_config`` reads back."""
-    lines = [f"method: {json.dumps(method)}", f"model: {json.dumps(model)}"]
-    lines += [f"{field.name}: {json.dumps(getattr(config, field.name))}" for field in dataclasses.fields(config)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def read_config(path: Path) -> tuple[str, TrainConfig, dict]:
-    """Read what ``write_config`` wrote: method, settings, model description.
-
-    Raises:
-        UsageError: an unknown, repeated or missing key, or a value that is not JSON; with file, line and nearest name.
-    """
-    known = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    values: dict[str, object] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        key, separator, text = line.partition(":")
-        if not separator:
-            raise UsageError(f"{path}:{number}: expected `key: value`, found {line!r}")
-        if key not in known and key not in ("method", "model"):
-            near = difflib.get_close_matches(key, [*known, "method", "model"], 1)
-            raise UsageError(f"{path}:{number}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if key in values:
-            raise UsageError(f"{path}:{number}: key {key!r} appears twice")
-        try:
-            values[key] = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}:{number}: the value of {key!r} is not JSON: {text.strip()!r}") from error
-    required = ["method", "model", *(n for n, f in known.items() if f.default is dataclasses.MISSING)]
-    if missing := [name for name in required if name not in values]:
-        raise UsageError(f"{path}: missing {', '.join(missing)}")
-    method, model = values.pop("method"), values.pop("model")
-    if not isinstance(method, str) or not isinstance(model, dict):
-        raise UsageError(f"{path}: `method` must be a string and `model` a mapping")
-    return method, TrainConfig(**values), model

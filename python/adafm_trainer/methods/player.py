@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from adafm_kernels import ModulationPlan
 
+from .regularise import Anchor
+
 Exchange = Callable[[list[Tensor]], None]
 
 
@@ -27,6 +29,8 @@ class Player:
         scaler: for fp16.
         exchange: averages gradients over processes in place. It is given those of every trained parameter in the
             network's order, zeros where a parameter had no part in the loss, so that all processes give the same.
+        anchor: holds parameters near where they started: adds to their gradients.
+        penalty: adds to the gradients too; see ``TransferMethod.generator_penalty``.
 
     Raises:
         ValueError: the optimizer is not fused, or holds a parameter that is not the network's.
@@ -39,6 +43,8 @@ class Player:
         plan: ModulationPlan | None = None,
         scaler: torch.amp.GradScaler | None = None,
         exchange: Exchange | None = None,
+        anchor: Anchor | None = None,
+        penalty: Callable[[], None] | None = None,
     ) -> None:
         if not all(group.get("fused") for group in optimizer.param_groups):
             raise ValueError(f"the optimizer of the {type(network).__name__} is not fused; make it with fused=True")
@@ -50,7 +56,8 @@ class Player:
                 f"{type(network).__name__}; make the optimizer of the network's own parameters"
             )
         self.network, self.optimizer, self.plan = network, optimizer, plan
-        self.scaler, self.exchange = scaler, exchange
+        self.scaler, self.exchange, self.anchor = scaler, exchange, anchor
+        self.penalty = penalty
 
     def trained(self) -> list[Tensor]:
         """The parameters that the next step changes, in the network's order."""
@@ -58,20 +65,17 @@ class Player:
 
     def begin(self) -> None:
         """Drop the gradients and bring the modulated weights up to date: before the forwards of a step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.plan is not None:
-            self.plan.modulate()
-            self.plan.zero_grad()
+        self._prepare()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """The network computes, and gradients pass through it, but none are made for it."""
+        """The network computes, and gradients pass through it, but none are made for it. Those it had are dropped:
+        the other network's step has their memory."""
         trained = self.trained()
         for p in trained:
             p.requires_grad_(False)
         try:
-            if self.plan is not None:
-                self.plan.modulate()
+            self._prepare()
             yield
         finally:
             for p in trained:
@@ -99,6 +103,10 @@ class Player:
             self.exchange([p.grad for p in trained])
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
+        if self.anchor is not None:
+            self.anchor.add_gradients()
+        if self.penalty is not None:
+            self.penalty()
         gradients = [p.grad for p in trained if p.grad is not None]
         finite = torch.nn.utils.get_total_norm(gradients).isfinite()
         if self.scaler is not None:
@@ -108,3 +116,9 @@ class Player:
         self.optimizer.found_inf = (~finite).to(torch.float32)
         self.optimizer.step()
         return finite
+
+    def _prepare(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.plan is not None:
+            self.plan.modulate()
+            self.plan.zero_grad()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from ..models.config import ModelConfig
-from ..models.gpgan import build_discriminator, build_generator
+from ..models.architecture import Description
+from ..models.catalogue import build_discriminator, build_generator
 from ..models.source import SourcePair
 from .base import Group, Networks, TransferMethod, trained
 from .config import TrainConfig
@@ -19,21 +19,24 @@ class Scratch(TransferMethod):
     name = "scratch"
     needs_source = False
 
-    def target_model(self, source: ModelConfig, config: TrainConfig) -> ModelConfig:
-        return source
+    def target_model(self, sources: Sequence[SourcePair], config: TrainConfig) -> Description:
+        return sources[0].cfg
 
-    def structure(self, model: ModelConfig, config: TrainConfig) -> Networks:
+    def structure(self, model: Description, config: TrainConfig) -> Networks:
         return Networks(build_generator(model), build_discriminator(model), model)
 
     def initialise(
         self,
         networks: Networks,
-        source: SourcePair | None,
+        sources: Sequence[SourcePair],
         config: TrainConfig,
         log: Callable[[str], None],
         autocast: torch.dtype | None = None,
     ) -> None:
-        log("start values: random; nothing is copied" + ("" if source is None else ", the source gives the sizes only"))
+        log("start values: random; nothing is copied" + (", the source gives the sizes only" if sources else ""))
+
+    def copied(self, networks: Networks, sources: Sequence[SourcePair], config: TrainConfig) -> list[str]:
+        return []
 
     def generator_groups(self, networks: Networks, config: TrainConfig) -> list[Group]:
         return [Group("generator", tuple(trained(networks.generator)), config.lr_g)]

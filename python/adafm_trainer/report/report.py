@@ -165,6 +165,23 @@ def _curves(record: RunRecord) -> str:
         line_chart("Losses", [series("d_loss", "discriminator"), series("g_loss", "generator")], "step", "loss"),
         line_chart("Logits", [series("d_real", "D(real)"), series("d_fake", "D(fake)")], "step", "mean logit"),
         line_chart("R1 penalty", [series("r1", "squared gradient norm, unweighted")], "step", "mean |grad|\u00b2"),
+        line_chart("WGAN-GP penalty", [series("gp", "unweighted")], "step", "mean (|grad| \u2212 1)\u00b2"),
+        line_chart("Auxiliary classifier", [series("class_loss", "real images")], "step", "cross entropy"),
+        line_chart(
+            "Sources",
+            [
+                Series(f"source {k + 1}", [(row["step"], row["p"][k]) for row in record.stats if "p" in row])
+                for k in range(max((len(row.get("p", ())) for row in record.stats), default=0))
+            ],
+            "step",
+            "p",
+        ),
+        line_chart(
+            "Augmentation",
+            [series("aug_p", "probability"), series("aug_r", "mean sign of D on reals")],
+            "step",
+            "",
+        ),
         line_chart(
             "Distance from identity",
             [series("gamma_distance", "gamma"), series("beta_distance", "beta")],

@@ -1,4 +1,4 @@
-"""The adapter file: what a run changed of its source, and how far gamma and beta have moved."""
+"""The adapter file: what a run changed of its source, how far gamma and beta have moved, and what else it found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import nn
 
 from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
+from ..methods.augment_ada import AdaptiveAugment
 from ..methods.config import TrainConfig
+from ..models.memory import MemoryGenerator
+from ..models.multi_mine import MultiMinedGenerator
 from .assemble import Assembly
 
 _MODULATED = (AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear)
@@ -34,7 +37,10 @@ def save_adapter(folder: Path, assembly: Assembly, config: TrainConfig) -> Path:
 
 @torch.no_grad()
 def identity_distance(module: nn.Module) -> dict[str, float]:
-    """Root mean square of gamma - 1 and of beta over every modulated layer; nothing where there is none."""
+    """Root mean square of gamma - 1 and of beta over every modulated layer; nothing where there is none, and nothing of
+    a GAN memory, whose gamma and beta start at the source's deviations and means."""
+    if isinstance(module, MemoryGenerator):
+        return {}
     layers = [m for m in module.modules() if isinstance(m, _MODULATED)]
     if not layers:
         return {}
@@ -42,3 +48,14 @@ def identity_distance(module: nn.Module) -> dict[str, float]:
     gamma = sum((m.gamma.double() - 1).square().sum().item() for m in layers)
     beta = sum(m.beta.double().square().sum().item() for m in layers)
     return {"gamma_distance": (gamma / count) ** 0.5, "beta_distance": (beta / count) ** 0.5}
+
+
+def adapted_numbers(assembly: Assembly) -> dict[str, float | list[float]]:
+    """What a run finds out beside its weights: ``p``, the estimated probability of each of several mined sources;
+    ``aug_p`` and ``aug_r``, the probability of adaptive augmentation and what it follows."""
+    found: dict[str, float | list[float]] = {}
+    if isinstance(assembly.networks.generator, MultiMinedGenerator):
+        found["p"] = assembly.networks.generator.p.tolist()
+    if isinstance(assembly.augment, AdaptiveAugment):
+        found |= {"aug_p": assembly.augment.p.item(), "aug_r": assembly.augment.r.item()}
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,23 +13,31 @@ from adafm_kernels import ModulationPlan
 from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
 from ..errors import SourceError
-from ..methods import method_by_name
+from ..methods.augment import Augment, make_augment
 from ..methods.average import Average
 from ..methods.base import Group, Networks, TransferMethod
 from ..methods.config import TrainConfig
 from ..methods.gan_step import GanStep, StepConfig
 from ..methods.player import Player
-from ..models.config import ModelConfig
+from ..methods.regularise import Anchor, fisher_information
+from ..methods.regularise import Latents as FisherSamples
+from ..methods.tf_adam import tf_epsilon
+from ..models.catalogue import published_loss
 from .double_backward import choose_double_backward
 from .graphs import CudaRuntime, GraphedStep, make_capturable, resolve_graphs, set_learning_rate
 from .parallel import Parallel
 from .precision import resolve_autocast, resolve_device, resolve_layout
+from .sampling import draw_labels, draw_latents, draw_noise
+
+# Source samples that the Fisher information of --reg ewc is taken over.
+FISHER_SAMPLES = 256
 
 
 @dataclass
 class Assembly:
     """Everything of a run that holds tensors."""
 
+    config: TrainConfig
     method: TransferMethod
     networks: Networks
     groups: list[Group]
@@ -39,6 +48,9 @@ class Assembly:
     layout: torch.memory_format
     parallel: Parallel
     double_backward: str
+    labelled: int
+    """Classes of the labels that the generator is given; 0 where it is given none."""
+    augment: Augment | None
     remarks: tuple[str, ...]
     """What was chosen by measurement or by the device, as lines for the log."""
 
@@ -60,16 +72,27 @@ class Assembly:
         self.step.G.optimizer.load_state_dict(trainer["opt_g"])
         self.step.D.optimizer.load_state_dict(trainer["opt_d"])
         self.step.load_state_dict(trainer["gan_step"])
+        if self.augment is not None:
+            self.augment.load_state_dict(trainer["augment"])
+        if "anchor" in trainer:
+            saved = trainer["anchor"]
+            anchor = Anchor(self.networks.generator, saved["start"], self.config.reg_weight, saved["fisher"])
+            anchor.load_state_dict(saved)
+            self.step.G.anchor = anchor
         for player in (self.step.G, self.step.D):
             make_capturable(player.optimizer, self.device, isinstance(self.step, GraphedStep))
 
     def trainer_state(self) -> dict:
-        return {
+        state = {
             "average": self.average.state_dict(),
             "opt_g": self.step.G.optimizer.state_dict(),
             "opt_d": self.step.D.optimizer.state_dict(),
             "gan_step": self.step.state_dict(),
         }
+        for part, key in ((self.augment, "augment"), (self.step.G.anchor, "anchor")):
+            if part is not None:
+                state[key] = part.state_dict()
+        return state
 
     def set_learning_rates(self, config: TrainConfig, step: int) -> None:
         """Linear warm-up over ``config.warmup`` steps, constant afterwards."""
@@ -78,19 +101,28 @@ class Assembly:
             for group in player.optimizer.param_groups:
                 set_learning_rate(group, group["base_lr"] * factor)
 
-
-def build_networks(method_name: str, config: TrainConfig, model: ModelConfig) -> tuple[TransferMethod, Networks]:
-    """Method and networks of a run with arbitrary values, on the CPU."""
-    method = method_by_name(method_name)
-    return method, method.structure(model, config)
+    def set_epsilon(self, player: Player, count: int) -> None:
+        """Before step number ``count`` (from 1) of a network: Adam's epsilon where TensorFlow has it, if asked."""
+        if self.config.adam_epsilon == "tensorflow":
+            for group in player.optimizer.param_groups:
+                tf_epsilon(group, count)
 
 
 def assemble(
-    method: TransferMethod, networks: Networks, config: TrainConfig, parallel: Parallel | None = None
+    method: TransferMethod,
+    networks: Networks,
+    config: TrainConfig,
+    parallel: Parallel | None = None,
+    copied: Sequence[str] | None = None,
 ) -> Assembly:
     """Move the networks to the device of ``parallel`` (None: a single process) and build what trains them.
 
-    To be called after the networks have their start values: the average starts as a copy of the generator.
+    To be called after the networks have their start values: the average starts as a copy of the generator, and
+    ``--reg`` holds its parameters ``copied`` near the values they have now (None: a checkpoint brings both).
+
+    Raises:
+        UsageError: a setting that the device or the networks cannot have; ``--reg`` where nothing is ``copied``.
+        SourceError: nothing is left to train.
     """
     parallel = Parallel(resolve_device(config.device)) if parallel is None else parallel
     device = parallel.device
@@ -101,6 +133,10 @@ def assemble(
     for network in (networks.generator, networks.discriminator):
         network.to(device=device, memory_format=layout)
         network.checkpoint_activations = config.checkpoint_activations
+    anchor = _anchor(networks, config, copied, parallel) if copied is not None and config.reg != "none" else None
+    model = networks.model
+    labelled = model.classes if config.labels == "folders" else 0
+    networks.generator.sample_classes = labelled
     groups_g = method.generator_groups(networks, config)
     groups_d = method.discriminator_groups(networks, config)
     opt_g = _adam(networks.generator, groups_g, config)
@@ -111,10 +147,12 @@ def assemble(
     half = autocast == torch.float16
     reg_autocast = None if half or config.r1_precision == "fp32" else autocast
     step_config = StepConfig(
-        loss=config.loss,
+        loss=published_loss(model) if config.loss == "auto" else config.loss,
         reg_type=config.reg_type,
         reg_param=config.r1_gamma / 2,
         reg_interval=config.r1_interval,
+        gp_weight=config.gp_weight,
+        class_weight=config.class_weight,
         saturation_weight=config.saturation,
         autocast=autocast,
         reg_autocast=reg_autocast,
@@ -137,14 +175,62 @@ def assemble(
                 parallel.exchange if parallel.grouped else None,
             )
         )
-    step: GanStep | GraphedStep = GanStep(*players, step_config)
-    graphed, graph_remark = resolve_graphs(config.graphs, device, scaled=half, grouped=parallel.grouped)
+    augment = None
+    if config.aug not in ("none", "flip"):
+        exchange = parallel.exchange if parallel.grouped else None
+        augment = make_augment(config.aug, model.channels, model.size, device, exchange=exchange)
+    players[0].anchor = anchor
+    players[0].penalty = method.generator_penalty(networks, config)
+    step: GanStep | GraphedStep = GanStep(*players, step_config, augment)
+    graphed, graph_remark = resolve_graphs(
+        config.graphs,
+        device,
+        scaled=half,
+        grouped=parallel.grouped,
+        choosing=hasattr(networks.generator, "choose"),
+        moving_epsilon=config.adam_epsilon == "tensorflow",
+    )
     for player in players:
         make_capturable(player.optimizer, device, graphed)
     if graphed:
         step = GraphedStep(step, CudaRuntime(device))
     groups, remarks = [*groups_g, *groups_d], (remark, graph_remark)
-    return Assembly(method, networks, groups, average, step, device, autocast, layout, parallel, chosen, remarks)
+    return Assembly(
+        config,
+        method,
+        networks,
+        groups,
+        average,
+        step,
+        device,
+        autocast,
+        layout,
+        parallel,
+        chosen,
+        labelled,
+        augment,
+        remarks,
+    )  # fmt: skip
+
+
+def _anchor(networks: Networks, config: TrainConfig, names: Sequence[str], parallel: Parallel) -> Anchor:
+    """What holds the parameters ``names`` near their values, with the source's Fisher information for ewc."""
+    fisher = None
+    if config.reg == "ewc":
+        generator, classes = networks.generator, networks.model.classes if config.labels == "folders" else 0
+        generator.sample_classes = classes
+        indices = range(FISHER_SAMPLES)
+        z, y = draw_latents(generator, config.seed, "fisher", 0, indices), draw_labels(generator, indices)
+        noise = draw_noise(generator, config.seed, "fisher", 0, indices)
+        device = parallel.device
+        samples = FisherSamples(
+            z.to(device),
+            None if y is None else y.to(device),
+            None if noise is None else tuple(n.to(device) for n in noise),
+        )
+        fisher = fisher_information(generator, networks.discriminator, [samples], names)
+        parallel.broadcast(fisher.values())
+    return Anchor(networks.generator, names, config.reg_weight, fisher)
 
 
 def _double_backward(
@@ -176,7 +262,7 @@ def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.
             "lower --freeze-g or --freeze-d"
         )
     return torch.optim.Adam(
-        listed, lr=config.lr_g, betas=(float(config.beta1), float(config.beta2)), eps=1e-8, fused=True
+        listed, lr=config.lr_g, betas=(float(config.beta1), float(config.beta2)), eps=config.adam_eps, fused=True
     )
 
 

@@ -19,11 +19,12 @@ _SIDE = 16
 class Gauges:
     """``pixel_std``: mean deviation of a pixel over each image, in units of [-1, 1]. ``diversity``: mean pairwise root
     mean square distance of the fakes divided by that of the training images (1 is as varied as they are).
-    ``nearest_share``: largest share of the fakes that have one and the same nearest training image."""
+    ``nearest_share``: largest share of the fakes that have one and the same nearest training image; None where there is
+    but one."""
 
     pixel_std: float
     diversity: float
-    nearest_share: float
+    nearest_share: float | None
 
     def warnings(self, step: int) -> list[str]:
         """What a user should know now, each with the number that shows it."""
@@ -33,7 +34,7 @@ class Gauges:
                 f"the samples are {self.diversity:.2f} times as varied as the training images: the generator may be "
                 "collapsing to a few pictures (try --head source, a smaller --lr-head or more training images)"
             )
-        if step >= 100 and self.nearest_share > 0.5:
+        if step >= 100 and self.nearest_share is not None and self.nearest_share > 0.5:
             found.append(
                 f"{self.nearest_share:.0%} of the samples are nearest to the same training image: the generator may be "
                 "repeating it"
@@ -57,7 +58,7 @@ class CollapseWatch:
         return Gauges(
             pixel_std=images.flatten(1).std(1).mean().item(),
             diversity=spread / self._spread if self._spread > 0 else 1.0,
-            nearest_share=share,
+            nearest_share=share if len(self._training) > 1 else None,
         )
 
 

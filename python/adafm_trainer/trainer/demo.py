@@ -16,7 +16,7 @@ from ..locate import TARGET, image_path, source_path
 from ..methods.config import TrainConfig
 from ..methods.presets import preset
 from ..metrics.extractors import get_extractor
-from ..models.gpgan import build_generator
+from ..models.catalogue import build_generator
 from ..models.source import load_pair
 from ..report.report import write_report
 from .checkpoint import write_atomic
@@ -57,7 +57,7 @@ def demo_config(
         **preset("adafm"),
         "data": f"{TARGET}-train",
         "eval_data": f"{TARGET}-heldout",
-        "source": SOURCE,
+        "source": (SOURCE,),
         "outdir": str(outdir),
         "steps": steps,
         "eval_samples": eval_samples,
@@ -107,7 +107,7 @@ def run_variant(variant: Variant, config: TrainConfig, folder: Path) -> Path:
 
 def judge_source(config: TrainConfig, console: Console) -> dict:
     """The comparison's row of the unadapted source: the samples a user would have without any training."""
-    pair = load_pair(source_path(config.source))
+    pair = load_pair(source_path(SOURCE))
     device = resolve_device(config.device)
     generator = build_generator(pair.cfg)
     generator.load_state_dict(pair.average_state or pair.generator_state)

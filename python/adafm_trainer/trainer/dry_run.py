@@ -12,19 +12,21 @@ from ..errors import UsageError
 from ..methods import method_by_name
 from ..methods.config import TrainConfig
 from ..metrics.extractors import get_extractor
-from ..models.config import ModelConfig
+from ..models.architecture import Description
 from ..models.transfer import block_table, format_block_table
 from .assemble import Assembly, assemble
 from .graphs import GraphedStep
-from .loop import Batch, Trainer
+from .inputs import Inputs, Latents, Reals
+from .loop import Trainer
 from .memory import LiveMeter, PeakMeter, SavedMeter, held_bytes
 from .parallel import Parallel
 from .precision import resolve_autocast, resolve_device
 from .progress import Console
+from .run_data import load_data
 from .rundir import RunDirectory
-from .start import load_data, resolve_run
+from .start import resolve_run
 
-GENERATOR, PLAIN, PENALISED = "G step", "D step", "D step with R1"
+GENERATOR, PLAIN, PENALISED = "G step", "D step", "D step with penalty"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,23 @@ class DryRun:
         return max(self.saved, key=lambda phase: self.saved[phase] + self.passing[phase])
 
 
-def dry_run(method_name: str, config: TrainConfig, model: ModelConfig | None = None) -> DryRun:
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of the first generator step and discriminator step of a run."""
+
+    latents: Latents
+    reals: Reals
+    mix: Tensor | None
+    draws: tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def first_batch(inputs: Inputs) -> Batch:
+    """What the networks see in step 0."""
+    draws = tuple(inputs.draws(0, which) for which in ("generator", "real0", "fake0"))
+    return Batch(inputs.latents(0), inputs.reals(0), inputs.mix(0), draws)
+
+
+def dry_run(method_name: str, config: TrainConfig, model: Description | None = None) -> DryRun:
     """Build everything as ``start_run`` does, take three steps of each kind, print what they cost; no file is written.
 
     The prediction counts every tensor of a step, and not what a convolution uses while it runs.
@@ -65,7 +83,7 @@ def dry_run(method_name: str, config: TrainConfig, model: ModelConfig | None = N
     """
     console = Console()
     method = method_by_name(method_name)
-    config, described, source = resolve_run(method, config, model)
+    config, described, sources = resolve_run(method, config, model)
     run = RunDirectory(config.outdir)
     run.refuse_existing()
     parallel = Parallel(resolve_device(config.device))
@@ -76,17 +94,18 @@ def dry_run(method_name: str, config: TrainConfig, model: ModelConfig | None = N
     peak = PeakMeter(device)
     torch.manual_seed(config.seed)
     networks = method.structure(described, config)
-    method.initialise(networks, source, config, console.line, resolve_autocast(config.precision, device))
-    assembly = assemble(method, networks, config, parallel)
+    method.initialise(networks, sources, config, console.line, resolve_autocast(config.precision, device))
+    assembly = assemble(method, networks, config, parallel, method.copied(networks, sources, config))
     if isinstance(assembly.step, GraphedStep):
         assembly.step = assembly.step.eager
         console.line("the times below are those of steps outside of CUDA graphs")
     console.line(format_block_table(block_table(networks.generator, networks.discriminator, networks.model)))
-    trainer = Trainer(assembly, config, data.training, None, run, console)
-    method.before_step(networks, config, config.adafm_start)
-    batch = trainer.inputs(0)
+    trainer = Trainer(assembly, config, data.training, None, run, console, labels=data.labels)
+    # What a method releases in mid-run is trained in the last step, if in any.
+    method.before_step(networks, config, config.steps - 1)
+    batch = first_batch(trainer.inputs)
     try:
-        result = measure(assembly, batch, peak)
+        result = measure(assembly, config, batch, peak)
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"a step of {config.batch} images does not fit into the memory of {device}: lower --batch, or take "
@@ -96,17 +115,21 @@ def dry_run(method_name: str, config: TrainConfig, model: ModelConfig | None = N
     return result
 
 
-def measure(assembly: Assembly, batch: Batch, peak: PeakMeter) -> DryRun:
+def measure(assembly: Assembly, config: TrainConfig, batch: Batch, peak: PeakMeter) -> DryRun:
     """Three steps of each kind on ``batch``: a first one that makes the optimizers' state, one with meters on what
     autograd keeps and what else lives, one against the clock."""
     step = assembly.step
     interval = step.config.reg_interval
     phases = [GENERATOR, PENALISED] if interval == 1 else [GENERATOR, PENALISED, PLAIN]
-    known = [*assembly.networks.generator.parameters(), *assembly.networks.discriminator.parameters(), batch.real]
+    known = [
+        *assembly.networks.generator.parameters(),
+        *assembly.networks.discriminator.parameters(),
+        batch.reals.images,
+    ]
     for player in (step.G, step.D):
         known += [] if player.plan is None else player.plan.weights.values()
     peak.start()
-    images = torch.zeros_like(batch.real)
+    images = torch.zeros_like(batch.reals.images)
     for phase in phases:
         images = _run(assembly, phase, batch, images)
     saved, passing, seconds = {}, {}, {}
@@ -123,10 +146,10 @@ def measure(assembly: Assembly, batch: Batch, peak: PeakMeter) -> DryRun:
         _wait(assembly.device)
         seconds[phase] = time.perf_counter() - start
     penalised = seconds[PENALISED]
-    iteration = seconds[GENERATOR] + (penalised + (interval - 1) * seconds.get(PLAIN, 0.0)) / interval
-    rate = batch.real.shape[0] / iteration
+    critic = (penalised + (interval - 1) * seconds.get(PLAIN, 0.0)) / interval
+    rate = config.critic_steps * len(batch.reals.images) / (seconds[GENERATOR] + config.critic_steps * critic)
     held = held_bytes(assembly)
-    held["inputs and images"] = sum(t.nbytes for t in (batch.real, batch.z, images, *(batch.noise or ())))
+    held["inputs and images"] = batch.reals.images.nbytes + batch.latents.nbytes + images.nbytes
     return DryRun(held, saved, passing, seconds, peak.peak(), peak.what, rate)
 
 
@@ -158,12 +181,14 @@ def report(result: DryRun, assembly: Assembly, config: TrainConfig) -> str:
 def _run(assembly: Assembly, phase: str, batch: Batch, images: Tensor) -> Tensor:
     """One step of one kind; returns the generator's newest images."""
     if phase == GENERATOR:
-        images = assembly.step.generator(batch.z, None, batch.noise).images
+        latents = batch.latents
+        images = assembly.step.generator(latents.z, latents.y, latents.noise, batch.draws[0]).images
         assembly.average.update()
         return images
     # The penalty is taken where the count of discriminator steps is a multiple of its interval.
     assembly.step.d_steps = 0 if phase == PENALISED else 1
-    assembly.step.discriminator(batch.real, images)
+    draws = None if assembly.augment is None else batch.draws[1:]
+    assembly.step.discriminator(batch.reals.images, images, batch.reals.y, batch.latents.y, batch.mix, draws)
     return images
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..data.grid import to_uint8
+from ..methods.config import TrainConfig
 from ..metrics.evaluate import evaluate
-from ..metrics.extractors import Extractor
+from ..metrics.extractors import Extractor, get_extractor
 from ..metrics.nearest import nearest_training_images
 from ..report.pictures import nearest_pairs
+from .progress import Console
+from .run_data import Data
 from .sampling import generate
 
 SUMMARY = ("kid", "coverage", "diversity", "nearest_share")
@@ -37,8 +41,17 @@ class Evaluator:
     _fakes: Tensor | None = field(default=None, init=False, repr=False)
     _fake_features: Tensor | None = field(default=None, init=False, repr=False)
 
-    def evaluate(self, generator: nn.Module, autocast: torch.dtype | None, data_scale: float = 1.0) -> dict[str, dict]:
-        """All metrics by name, each a mapping with ``value`` and, where there is one, ``low`` and ``high``."""
+    def evaluate(
+        self,
+        generator: nn.Module,
+        autocast: torch.dtype | None,
+        data_scale: float = 1.0,
+        log: Callable[[str], None] = print,
+    ) -> dict[str, dict]:
+        """All metrics by name, each a mapping with ``value`` and, where there is one, ``low`` and ``high``.
+
+        ``log`` takes a line for every metric that the sets are too small for.
+        """
         if self._real_features is None:
             self._real_features = self.extractor.of_set(self.reals)
             self._training_features = self.extractor.of_set(self.training)
@@ -51,6 +64,7 @@ class Evaluator:
             extractor=self.extractor,
             split=self.split,
             train=self._training_features,
+            log=log,
         )
 
     def summary(self, metrics: dict[str, dict]) -> str:
@@ -71,3 +85,17 @@ class Evaluator:
             raise RuntimeError("evaluate() comes before save_nearest()")
         indices, distances = nearest_training_images(self._fake_features[:count], self._training_features)
         nearest_pairs(self._fakes[:count], self.training, indices, distances, path)
+
+
+def make_evaluator(config: TrainConfig, data: Data, console: Console) -> Evaluator | None:
+    if config.eval_every < 0 or data.reals is None:
+        return None
+    extractor = get_extractor(config.extractor)
+    words = {
+        "heldout": "images withheld from training",
+        "train": "the training images themselves (nothing is held out)",
+    }
+    console.line(
+        f"evaluation: {config.eval_samples} samples against {len(data.reals)} {words[data.split]}, {extractor.name}"
+    )
+    return Evaluator(extractor, data.reals.pixels, data.split, data.training.pixels, config.eval_samples, config.seed)

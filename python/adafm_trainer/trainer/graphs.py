@@ -148,15 +148,32 @@ class GraphedStep:
     def d_steps(self, value: int) -> None:
         self.eager.d_steps = value
 
-    def generator(self, z: Tensor, y: Tensor | None = None, noise: Any = None) -> GeneratorResult:
+    def generator(
+        self, z: Tensor, y: Tensor | None = None, noise: Any = None, draws: Tensor | None = None
+    ) -> GeneratorResult:
         """``GanStep.generator``."""
-        return self._run(GENERATOR, self.eager.generator, (z, y, noise))
+        return self._run(GENERATOR, self.eager.generator, (z, y, noise, draws))
 
-    def discriminator(self, x_real: Tensor, images: Tensor, y: Tensor | None = None) -> DiscriminatorResult:
+    def fakes(self, z: Tensor, y: Tensor | None = None, noise: Any = None) -> Tensor:
+        """``GanStep.fakes``, which is not captured."""
+        if self.G.plan is not None:
+            # A replayed step of the generator has moved its parameters behind the back of their version counters.
+            self.G.plan.modulate(force=True)
+        return self.eager.fakes(z, y, noise)
+
+    def discriminator(
+        self,
+        x_real: Tensor,
+        images: Tensor,
+        y: Tensor | None = None,
+        y_fake: Tensor | None = None,
+        mix: Tensor | None = None,
+        draws: tuple[Tensor, Tensor] | None = None,
+    ) -> DiscriminatorResult:
         """``GanStep.discriminator``."""
         steps = self.eager.d_steps
         phase = PLAIN if steps % self.config.reg_interval else PENALISED
-        result = self._run(phase, self.eager.discriminator, (x_real, images, y))
+        result = self._run(phase, self.eager.discriminator, (x_real, images, y, y_fake, mix, draws))
         # A replay counts nothing.
         self.eager.d_steps = steps + 1
         return result
@@ -185,12 +202,19 @@ class GraphedStep:
 
 
 def resolve_graphs(
-    wanted: str, device: torch.device, *, scaled: bool = False, grouped: bool = False
+    wanted: str,
+    device: torch.device,
+    *,
+    scaled: bool = False,
+    grouped: bool = False,
+    choosing: bool = False,
+    moving_epsilon: bool = False,
 ) -> tuple[bool, str]:
     """Whether steps are captured, and a line for the log that says so and why.
 
-    ``scaled``: fp16 with its gradient scalers; ``grouped``: gradients are averaged over processes. ``auto`` is on for
-    CUDA where neither is the case.
+    ``scaled``: fp16 with its gradient scalers; ``grouped``: gradients are averaged over processes; ``choosing``: the
+    generator chooses among several sources; ``moving_epsilon``: Adam's epsilon differs from step to step. ``auto`` is
+    on for CUDA where none is the case.
 
     Raises:
         UsageError: ``on`` where a step cannot be captured.
@@ -202,6 +226,10 @@ def resolve_graphs(
         obstacle = "the gradient scalers of fp16 look at their numbers on the host", "--precision bf16"
     elif grouped:
         obstacle = "the exchange of gradients between processes is not captured", "one process"
+    elif choosing:
+        obstacle = "how many samples each source makes is read on the host", "one --source"
+    elif moving_epsilon:
+        obstacle = "a captured step keeps Adam's epsilon of its capture", "--adam-epsilon torch"
     if wanted == "off":
         return False, "CUDA graphs: off, as asked"
     if obstacle is None:

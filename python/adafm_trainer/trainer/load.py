@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from ..methods import method_by_name
-from ..methods.config import TrainConfig, read_config
-from ..models.config import ModelConfig
+from ..methods.config import TrainConfig
+from ..methods.config_file import read_config
+from ..models.architecture import Description
+from ..models.catalogue import describe
 from .checkpoint import load_checkpoint
 from .precision import resolve_autocast, resolve_device, resolve_layout
 from .rundir import RunDirectory
@@ -22,7 +24,7 @@ class LoadedRun:
 
     generator: nn.Module
     config: TrainConfig
-    model: ModelConfig
+    model: Description
     step: int
     autocast: torch.dtype | None
 
@@ -36,10 +38,11 @@ def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
     run = RunDirectory(folder)
     run.open_existing()
     method_name, config, described = read_config(run.config)
-    model = ModelConfig.from_json(described)
+    model = describe(described)
     _, _, average, trainer = load_checkpoint(run.checkpoints)
     generator = method_by_name(method_name).structure(model, config).generator
     generator.load_state_dict(average)
+    generator.sample_classes = model.classes if config.labels == "folders" else 0
     target = resolve_device(device)
     autocast = resolve_autocast(config.precision, target)
     generator.to(device=target, memory_format=resolve_layout(config.layout, autocast)).requires_grad_(False).eval()

@@ -7,6 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..data.grid import save_grid
@@ -15,33 +16,27 @@ from ..data.prepare import prepare
 from ..data.sampler import indices as sample_indices
 from ..errors import DivergedError, Interrupted
 from ..methods.config import TrainConfig
-from .adapter import identity_distance, save_adapter
+from .adapter import adapted_numbers, identity_distance, save_adapter
 from .assemble import Assembly
+from .buffers import SharedBuffers
 from .checkpoint import save_checkpoint, write_atomic
 from .collapse import CollapseWatch
 from .evaluation import Evaluator
+from .inputs import Inputs, Latents
 from .progress import Clock, Console, duration
 from .rundir import RunDirectory
-from .sampling import draw_latents, draw_noise, generate
+from .sampling import generate
 from .signals import StopRequest
 from .skips import Skips
 
 GRID = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Inputs of one step on the device: ``real [B, C, H, W]``, ``z [B, z_dim]``, the noise maps or None."""
-
-    real: Tensor
-    z: Tensor
-    noise: tuple[Tensor, ...] | None
-
-
 class Trainer:
     """Runs an assembled pair on a training set from ``state`` to the last step; ``run`` may be called once.
 
-    ``state`` is what a checkpoint's trainer.pt holds under "loop", or None for a new run.
+    ``state`` is what a checkpoint's trainer.pt holds under "loop", or None for a new run; ``labels`` are those of the
+    training images.
     """
 
     def __init__(
@@ -53,6 +48,7 @@ class Trainer:
         run: RunDirectory,
         console: Console,
         state: dict | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         self.assembly, self.config, self.training, self.evaluator = assembly, config, training, evaluator
         self.run_directory, self.console = run, console
@@ -60,11 +56,23 @@ class Trainer:
         self.step = state["step"]
         self.skips = Skips(assembly.device, state["skips"], state["consecutive"])
         self.warned = set(state["warned"])
+        self._finite: list[Tensor] = []
         self._sums: dict[str, Tensor] = dict(state["sums"])
         self._counts: dict[str, int] = dict(state["counts"])
         self.clock = Clock(state["wall"])
         self.parallel = assembly.parallel
-        self._samples = self.parallel.samples(config.batch)
+        self._buffers_g = SharedBuffers(assembly.networks.generator, self.parallel)
+        self._buffers_d = SharedBuffers(assembly.networks.discriminator, self.parallel)
+        self.inputs = Inputs(
+            config,
+            training,
+            labels,
+            assembly.networks.generator,
+            assembly.labelled,
+            assembly.augment,
+            self.parallel,
+            assembly.layout,
+        )
         if self.parallel.main:
             self._look_at_reals()
 
@@ -125,45 +133,64 @@ class Trainer:
         if event:
             self.console.line(f"step {step}: {event}")
         assembly.set_learning_rates(config, step)
-        batch = self.inputs(step)
-        g = assembly.step.generator(batch.z, None, batch.noise)
-        assembly.average.update()
-        d = assembly.step.discriminator(batch.real, g.images)
+        self._finite = []
+        made = self._generator_step() if config.order == "generator-first" else None
+        for critic in range(config.critic_steps):
+            self._discriminator_step(critic, made if critic == 0 else None)
+        if made is None:
+            self._generator_step()
+        elif config.critic_steps > 1:
+            # Images made for the discriminator have moved them since the generator's step.
+            self._buffers_g.share()
+        self._buffers_d.share()
+        self.skips.add(torch.stack(self._finite).all())
         self.step += 1
         self.clock.step()
-        self.skips.add(g.finite & d.finite)
         if assembly.device.type == "cpu" or self.step % config.tick == 0:
             self._check_skips()
+
+    def _generator_step(self) -> tuple[Tensor, Latents]:
+        """Update the generator and its average; the images made before the update, and what they were made from."""
+        assembly, inputs = self.assembly, self.inputs.latents(self.step)
+        draws = self.inputs.draws(self.step, "generator")
+        assembly.set_epsilon(assembly.step.G, self.step + 1)
+        result = assembly.step.generator(inputs.z, inputs.y, inputs.noise, draws)
+        self._buffers_g.share()
+        assembly.average.update()
+        self._finite.append(result.finite)
+        self._accumulate(g_loss=result.loss)
+        return result.images, inputs
+
+    def _discriminator_step(self, critic: int, made: tuple[Tensor, Latents] | None) -> None:
+        """One update of the discriminator, on images ``made`` already or made for it."""
+        assembly, step, reals = self.assembly, self.step, self.inputs.reals(self.step, critic)
+        if made is None:
+            latents = self.inputs.latents(step, critic)
+            made = assembly.step.fakes(latents.z, latents.y, latents.noise), latents
+        images, latents = made
+        draws = None
+        if assembly.augment is not None:
+            draws = tuple(self.inputs.draws(step, f"{which}{critic}") for which in ("real", "fake"))
+        mix = self.inputs.mix(step, critic)
+        assembly.set_epsilon(assembly.step.D, step * self.config.critic_steps + critic + 1)
+        result = assembly.step.discriminator(reals.images, images, reals.y, latents.y, mix, draws)
+        if assembly.augment is not None:
+            count = (step * self.config.critic_steps + critic + 1) * self.config.batch
+            assembly.augment.update(result.d_real, count)
+        self._finite.append(result.finite)
         self._accumulate(
-            g_loss=g.loss,
-            d_loss=d.loss_real + d.loss_fake,
-            d_real=d.d_real.float().mean(),
-            d_fake=d.d_fake.float().mean(),
-            r1=None if d.r1_real is None else d.r1_real.mean(),
-            r1_fake=None if d.r1_fake is None else d.r1_fake.mean(),
+            d_loss=result.loss_real + result.loss_fake,
+            d_real=result.d_real.float().mean(),
+            d_fake=result.d_fake.float().mean(),
+            r1=None if result.r1_real is None else result.r1_real.mean(),
+            r1_fake=None if result.r1_fake is None else result.r1_fake.mean(),
+            gp=None if result.gp is None else result.gp.mean(),
+            class_loss=result.class_real,
         )
 
-    def inputs(self, step: int) -> Batch:
-        """What the networks see in ``step``: a function of the seed, the step and the settings alone."""
-        config, assembly = self.config, self.assembly
-        samples = self._samples
-        rows = sample_indices(config.seed, step * config.batch + samples.start, len(samples), len(self.training))
-        real = prepare(
-            self.training.batch(rows),
-            seed=config.seed,
-            step=step,
-            sample_indices=samples,
-            flip=config.flip,
-            dither=config.dither,
-            scale=config.data_scale,
-        )
-        real = real.to(assembly.device, memory_format=assembly.layout)
-        generator = assembly.networks.generator
-        z = draw_latents(generator, config.seed, "train", step, samples).to(assembly.device)
-        noise = draw_noise(generator, config.seed, "train", step, samples)
-        if noise is not None:
-            noise = tuple(n.to(assembly.device) for n in noise)
-        return Batch(real, z, noise)
+    def _images(self) -> int:
+        """Training images that the discriminator has seen."""
+        return self.step * self.config.critic_steps * self.config.batch
 
     def _check_skips(self) -> None:
         """Give up where too many steps in a row were not taken. Reading the count waits for a GPU."""
@@ -204,12 +231,13 @@ class Trainer:
         seconds = self.clock.seconds_per_step() if self.step else 0.0
         row = {
             "step": self.step,
-            "images": self.step * config.batch,
+            "images": self._images(),
             "wall": round(self.clock.wall(), 3),
             "seconds_per_step": round(seconds, 5),
             **means,
             **dataclasses.asdict(gauges),
             **identity_distance(self.assembly.networks.generator),
+            **adapted_numbers(self.assembly),
             "skips": self.skips.total(),
         }
         root.append(root.stats, row)
@@ -232,7 +260,13 @@ class Trainer:
             parts += [f"D(real) {row['d_real']:+.2f}", f"D(fake) {row['d_fake']:+.2f}"]
         if "r1" in row:
             parts.append(f"R1 {row['r1']:.4f}")
+        if "gp" in row:
+            parts.append(f"GP {row['gp']:.4f}")
         parts.append(f"varied {row['diversity']:.2f}")
+        if "p" in row:
+            parts.append("p " + " ".join(f"{p:.2f}" for p in row["p"]))
+        if "aug_p" in row:
+            parts.append(f"ADA {row['aug_p']:.3f}")
         if row["skips"]:
             parts.append(f"skipped {row['skips']}")
         self.console.line("  ".join(parts))
@@ -288,8 +322,14 @@ class Trainer:
         if self.evaluator is None:
             return
         assembly = self.assembly
-        metrics = self.evaluator.evaluate(assembly.average.module, assembly.autocast, self.config.data_scale)
-        row = {"step": self.step, "images": self.step * self.config.batch, "metrics": metrics}
+        metrics = self.evaluator.evaluate(
+            assembly.average.module, assembly.autocast, self.config.data_scale, self.console.line
+        )
+        row = {
+            "step": self.step,
+            "images": self.step * self.config.critic_steps * self.config.batch,
+            "metrics": metrics,
+        }
         self.run_directory.append(self.run_directory.metrics, row)
         self.console.line(f"step {self.step}: {self.evaluator.summary(metrics)}")
         self.evaluator.save_nearest(self.run_directory.root / "nearest.png")

@@ -5,6 +5,9 @@ gradients are averaged over the ranks in one flat all-reduce, in the order they 
 different parameters, parameters released in mid-run and penalties that are differentiated twice need nothing special.
 DistributedDataParallel is silently wrong or raises in those cases (see pytorch/pytorch#47562 and #63812).
 
+What normalises over the batch takes the statistics of its own rank's samples, so with batch norm several processes do
+not train as one with the whole batch does. Running statistics are averaged over the ranks (``buffers``).
+
 Gradients travel by NCCL between CUDA devices and by Gloo between CPUs; flags, hashes and statistics are CPU tensors and
 always travel by Gloo. A process that fails leaves word in the rendezvous store before it goes; the others end with it.
 """
@@ -124,7 +127,7 @@ class Parallel:
             )
         return None if size == local else size
 
-    def exchange(self, gradients: Sequence[Tensor]) -> None:
+    def exchange(self, gradients: Sequence[Tensor], what: str = "the gradients") -> None:
         """Replace each of ``gradients`` by its mean over the ranks: one flat all-reduce for each dtype among them.
 
         Every rank must give the same shapes in the same order. Non-finite values spread to all ranks, so a check
@@ -134,7 +137,7 @@ class Parallel:
             return
         for part in _by_type(gradients):
             flat = torch.cat([g.detach().reshape(-1) for g in part])
-            self._together("the gradients", distributed.all_reduce, flat)
+            self._together(what, distributed.all_reduce, flat)
             _spread(flat.div_(self.world), part)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:

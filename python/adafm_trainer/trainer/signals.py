@@ -8,7 +8,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM sets ``requested`` and a second one ends the process at once."""
+    """Context in which the first SIGINT or SIGTERM sets ``requested`` and a second one ends the process at once.
+
+    A request that is inside another one counts for both.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -27,3 +30,6 @@ class StopRequest:
         if self.requested:
             os._exit(128 + number)
         self.requested = True
+        outer = getattr(self._previous[number], "__self__", None)
+        if isinstance(outer, StopRequest):
+            outer.requested = True

@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from .. import keyed
-from ..data.images import ImageSet, load_image_set
-from ..errors import DataError, UsageError
-from ..locate import image_path, source_path
+from ..errors import UsageError
+from ..locate import source_path
 from ..methods import method_by_name
-from ..methods.base import Networks, TransferMethod
-from ..methods.config import TrainConfig, read_config, write_config
-from ..metrics.extractors import get_extractor
-from ..models.config import ModelConfig
+from ..methods.base import TransferMethod
+from ..methods.config import TrainConfig
+from ..methods.config_file import read_config, write_config
+from ..models.architecture import Description
+from ..models.catalogue import architecture, describe, published_loss
 from ..models.source import SourcePair, load_pair, save_pair
-from ..models.transfer import block_table, format_block_table
 from ..report.report import write_report
-from .assemble import Assembly, assemble
-from .checkpoint import load_checkpoint, write_atomic
-from .evaluation import Evaluator
-from .loop import Trainer, write_blocks
+from .assemble import assemble
+from .checkpoint import load_checkpoint
+from .evaluation import Evaluator, make_evaluator
+from .loop import Trainer
+from .opening import write_description
 from .parallel import Parallel
 from .precision import resolve_autocast
 from .progress import Console, SilentConsole
+from .run_data import Data, check_data, load_data
 from .rundir import RunDirectory
 
 
-@dataclass(frozen=True)
-class Data:
-    """The images of a run: those it trains on, those it is judged by, and the word for the latter."""
-
-    training: ImageSet
-    reals: ImageSet | None
-    split: str
-
-
-def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None = None) -> Path:
+def start_run(method_name: str, config: TrainConfig, model: Description | None = None) -> Path:
     """Train a new run from start to end and write its report; returns the run directory.
 
     ``model`` describes the networks when there is no source to take the description from. Under `torchrun` this is
@@ -56,7 +46,7 @@ def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None =
     parallel = Parallel.from_environment(config.device, config.dist_timeout)
     parallel.micro_batch(config.batch, config.batch_gpu)
     with parallel:
-        config, described, source = resolve_run(method, config, model)
+        config, described, sources = resolve_run(method, config, model)
         run = RunDirectory(config.outdir)
         with _occupied(run, parallel, run.create) as console:
             data = load_data(config, described, console, parallel)
@@ -64,20 +54,21 @@ def start_run(method_name: str, config: TrainConfig, model: ModelConfig | None =
             torch.manual_seed(config.seed)
             networks = method.structure(described, config)
             autocast = resolve_autocast(config.precision, parallel.device)
-            initialise = partial(method.initialise, networks, source, config, console.line, autocast)
+            initialise = partial(method.initialise, networks, sources, config, console.line, autocast)
             parallel.on_main("the start values", initialise)
             for network in (networks.generator, networks.discriminator):
                 parallel.broadcast([*network.parameters(), *network.buffers()])
-            assembly = assemble(method, networks, config, parallel)
+            assembly = assemble(method, networks, config, parallel, method.copied(networks, sources, config))
 
-            def describe() -> Evaluator | None:
+            def open_run() -> Evaluator | None:
                 settled = dataclasses.replace(config, conv_double_backward=assembly.double_backward)
                 write_config(run.config, method_name, settled, described.to_json())
-                _describe(run, console, assembly, config, data, source)
-                return _evaluator(config, data, console)
+                write_description(run, console, assembly, config, data, sources)
+                return make_evaluator(config, data, console)
 
-            evaluator = parallel.on_main("the description of the run", describe)
-            return _train(Trainer(assembly, config, data.training, evaluator, run, console), run)
+            evaluator = parallel.on_main("the description of the run", open_run)
+            trainer = Trainer(assembly, config, data.training, evaluator, run, console, labels=data.labels)
+            return _train(trainer, run, lambda: sources)
 
 
 def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_change: bool = False) -> Path:
@@ -90,7 +81,7 @@ def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_chang
     run.open_existing()
     method_name, config, model = read_config(run.config)
     config = dataclasses.replace(config, outdir=str(folder), steps=config.steps if steps is None else steps)
-    described = ModelConfig.from_json(model)
+    described = describe(model)
     parallel = Parallel.from_environment(config.device, config.dist_timeout)
     parallel.micro_batch(config.batch, config.batch_gpu)
     with parallel:
@@ -101,7 +92,7 @@ def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_chang
             if config.steps < loop["step"]:
                 raise UsageError(f"--steps {config.steps} lies before the checkpoint's step {loop['step']}")
             data = load_data(config, described, console, parallel)
-            parallel.on_main("the check of the images", partial(_check_data, run, data, allow_data_change))
+            parallel.on_main("the check of the images", partial(check_data, run, data, allow_data_change))
             _agree_on_settings(parallel, method_name, config, described, data)
             method = method_by_name(method_name)
             networks = method.structure(described, config)
@@ -109,7 +100,7 @@ def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_chang
             assembly = assemble(method, networks, config, parallel)
             assembly.load(model_state, average, trainer)
 
-            def describe() -> Evaluator | None:
+            def open_run() -> Evaluator | None:
                 write_config(run.config, method_name, config, model)
                 run.truncate_rows(loop["step"])
                 console.line(f"resuming {folder} at step {loop['step']} from {path.name}")
@@ -118,51 +109,50 @@ def resume_run(folder: str | Path, *, steps: int | None = None, allow_data_chang
                         f"{before} processes before, {parallel.world} now: the same training, but sums are rounded in "
                         "another order, so it does not continue bit for bit"
                     )
-                return _evaluator(config, data, console)
+                return make_evaluator(config, data, console)
 
-            evaluator = parallel.on_main("the description of the run", describe)
-            return _train(Trainer(assembly, config, data.training, evaluator, run, console, loop), run)
+            evaluator = parallel.on_main("the description of the run", open_run)
+            trainer = Trainer(assembly, config, data.training, evaluator, run, console, loop, data.labels)
+            return _train(trainer, run, partial(_load_sources, config, method, described))
 
 
 def resolve_run(
-    method: TransferMethod, config: TrainConfig, model: ModelConfig | None
-) -> tuple[TrainConfig, ModelConfig, SourcePair | None]:
-    """Settings without anything left to inherit, the description of the run's networks, and the source."""
-    source = _load_source(config, method, model)
-    described = model if source is None else method.target_model(source.cfg, config)
+    method: TransferMethod, config: TrainConfig, model: Description | None
+) -> tuple[TrainConfig, Description, tuple[SourcePair, ...]]:
+    """Settings without anything left to inherit, the description of the run's networks, and the sources."""
+    sources = _load_sources(config, method, model)
+    described = method.target_model(sources, config) if sources else model
+    scales = {float(source.meta.get("data_scale", 1.0)) for source in sources}
+    if config.data_scale is None and len(scales) > 1:
+        raise UsageError(
+            f"the sources were trained on images scaled to {', '.join(map(str, sorted(scales)))}; give --data-scale"
+        )
     if config.data_scale is None:
-        inherited = 1.0 if source is None else float(source.meta.get("data_scale", 1.0))
+        inherited = float(sources[0].meta.get("data_scale", 1.0)) if sources else 1.0
         config = dataclasses.replace(config, data_scale=inherited)
-    return config, described, source
-
-
-def load_data(config: TrainConfig, model: ModelConfig, say: Console, parallel: Parallel) -> Data:
-    """Training images and, where there are any, held-out ones; those of --eval-data on rank 0 alone, which evaluates.
-
-    Raises:
-        DataError: a set cannot be read, or --holdout leaves too few images to train on.
-    """
-
-    def load(path: str) -> ImageSet:
-        images = load_image_set(
-            image_path(path), size=model.size, channels=model.channels, fit=config.fit, alpha=config.alpha
+    if config.loss == "auto":
+        config = dataclasses.replace(config, loss=published_loss(described))
+    if described.classes and config.labels == "none" and not architecture(described.arch).label_free:
+        raise UsageError(
+            f"the networks are conditioned on {described.classes} classes: add --labels folders, with one folder of "
+            "--data for each"
         )
-        if rejects := images.manifest["rejects"]:
-            say.line(f"{path}: {len(rejects)} of {len(rejects) + len(images)} files left out; see data_manifest.json")
-        return images
-
-    images = load(config.data)
-    if config.eval_data is not None:
-        return Data(images, parallel.on_main("the evaluation images", partial(load, config.eval_data)), "heldout")
-    if config.holdout == 0:
-        return Data(images, images, "train")
-    if config.holdout > len(images) - 2:
-        raise DataError(
-            f"--holdout {config.holdout} leaves fewer than 2 of the {len(images)} images of {config.data} to train on"
+    if config.labels == "folders" and not described.classes:
+        raise UsageError(
+            f"--labels folders: `adafm train {method.name}` makes no network here that is conditioned on labels; leave "
+            "it out" + ("" if method.name == "minegan" else ", or give --classes with the number of the target's")
         )
-    order = torch.from_numpy(keyed.permutation(config.seed, "holdout", 0, len(images)))
-    held, kept = order[: config.holdout].sort().values, order[config.holdout :].sort().values
-    return Data(images.select(kept), images.select(held), "heldout")
+    if config.aug == "ada" and config.loss == "wgan-gp":
+        raise UsageError(
+            "--aug ada reads the sign of the discriminator's logits, which means nothing with --loss wgan-gp; use "
+            "--aug diffaug"
+        )
+    if config.reg == "ewc" and any(source.discriminator_state is None for source in sources):
+        raise UsageError(
+            "--reg ewc measures Fisher information with the source's discriminator, and the source has none; use "
+            "--reg l2sp"
+        )
+    return config, described, sources
 
 
 def save_source(trainer: Trainer, run: RunDirectory) -> Path:
@@ -209,7 +199,7 @@ def _occupied(run: RunDirectory, parallel: Parallel, prepare: Callable[[], None]
             run.unlock()
 
 
-def _agree_on_settings(parallel: Parallel, method: str, config: TrainConfig, model: ModelConfig, data: Data) -> None:
+def _agree_on_settings(parallel: Parallel, method: str, config: TrainConfig, model: Description, data: Data) -> None:
     """Every process must have been started alike; only paths may differ from machine to machine."""
     paths = ("data", "eval_data", "source", "outdir")
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in paths}
@@ -217,84 +207,29 @@ def _agree_on_settings(parallel: Parallel, method: str, config: TrainConfig, mod
     parallel.agree(state, "the settings and training images", UsageError)
 
 
-def _load_source(config: TrainConfig, method: TransferMethod, model: ModelConfig | None) -> SourcePair | None:
-    if config.source is None:
-        if method.needs_source:
-            raise UsageError(
-                f"`adafm train {method.name}` starts from a source: add --source FOLDER or --source bundled"
-            )
-        if model is None:
-            raise UsageError(
-                "the networks' sizes are not known: give --source (for its sizes only) or use `adafm pretrain`"
-            )
-        return None
-    return load_pair(source_path(config.source))
-
-
-def _evaluator(config: TrainConfig, data: Data, console: Console) -> Evaluator | None:
-    if config.eval_every < 0 or data.reals is None:
-        return None
-    extractor = get_extractor(config.extractor)
-    words = {
-        "heldout": "images withheld from training",
-        "train": "the training images themselves (nothing is held out)",
-    }
-    console.line(
-        f"evaluation: {config.eval_samples} samples against {len(data.reals)} {words[data.split]}, {extractor.name}"
-    )
-    return Evaluator(extractor, data.reals.pixels, data.split, data.training.pixels, config.eval_samples, config.seed)
-
-
-def _describe(
-    run: RunDirectory, console: Console, assembly: Assembly, config: TrainConfig, data: Data, source: SourcePair | None
-) -> None:
-    """Everything a run writes before its first step."""
-    networks: Networks = assembly.networks
-    rows = block_table(networks.generator, networks.discriminator, networks.model)
-    write_blocks(run.root / "blocks.json", rows)
-    console.line(format_block_table(rows))
-    compute = "float32" if assembly.autocast is None else str(assembly.autocast).removeprefix("torch.")
-    console.line(f"device {assembly.device}, compute type {compute}, {torch.get_num_threads()} threads")
-    for remark in assembly.remarks:
-        console.line(remark)
-    parallel = assembly.parallel
-    if parallel.grouped:
-        each = len(parallel.samples(config.batch))
-        console.line(f"{parallel.world} processes, each with {each} of the {config.batch} images of a step")
-    manifest = {"training": data.training.manifest, "evaluation": None, "split": data.split}
-    if data.reals is not None and data.reals is not data.training:
-        manifest["evaluation"] = data.reals.manifest
-    write_atomic(run.root / "data_manifest.json", json.dumps(manifest, indent=1))
-    run.write_environment(
-        {
-            "device": str(assembly.device),
-            "processes": parallel.world,
-            "compute": compute,
-            "source": None if source is None else source.meta,
-        }
-    )
-
-
-def _check_data(run: RunDirectory, data: Data, allow: bool) -> None:
-    path = run.root / "data_manifest.json"
-    if allow or not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))["training"]["images"]
-    now = data.training.manifest["images"]
-    if before != now:
-        changed = {f["name"] for f in before} ^ {f["name"] for f in now}
-        detail = f"{len(changed)} names differ" if changed else "same names, other contents"
-        raise DataError(
-            f"the training images are not those the run began with ({detail}); restore them, or pass "
-            "--allow-data-change to continue inexactly"
+def _load_sources(config: TrainConfig, method: TransferMethod, model: Description | None) -> tuple[SourcePair, ...]:
+    if len(config.source) > method.most_sources:
+        raise UsageError(
+            f"{len(config.source)} sources were given, and `adafm train {method.name}` takes {method.most_sources}"
         )
+    if config.source:
+        return tuple(load_pair(source_path(source)) for source in config.source)
+    if method.needs_source:
+        raise UsageError(f"`adafm train {method.name}` starts from a source: add --source FOLDER or --source bundled")
+    if model is None:
+        raise UsageError(
+            "the networks' sizes are not known: give --source (for its sizes only) or use `adafm pretrain`"
+        )
+    return ()
 
 
-def _train(trainer: Trainer, run: RunDirectory) -> Path:
-    parallel = trainer.assembly.parallel
+def _train(trainer: Trainer, run: RunDirectory, sources: Callable[[], Sequence[SourcePair]]) -> Path:
+    assembly, parallel = trainer.assembly, trainer.assembly.parallel
     try:
         trainer.run()
-        if not trainer.assembly.method.needs_source:
+        finish = partial(assembly.method.finish, assembly.average.module, trainer.config, sources, trainer.console.line)
+        parallel.on_main("what the method does at the end", finish)
+        if not assembly.method.needs_source:
             folder = parallel.on_main("the source networks", partial(save_source, trainer, run))
             trainer.console.line(f"source networks for --source: {folder}")
     finally:

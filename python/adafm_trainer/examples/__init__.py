@@ -1,0 +1,1 @@
+"""Scripts that use the package as a reader of the papers would."""
