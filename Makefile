@@ -1,6 +1,8 @@
 # make setup   make .venv, install everything, build the native parts (nothing to do where that is done)
 # make demo    setup, then adapt the bundled source network to 100 images; options: make demo DEMO_ARGS="--steps 50"
 # make test    setup, then every test
+# make study   setup, then the papers' claims on small data, in at most 8 hours; stopped at any time, it continues:
+#              make study STUDY_ARGS="--parts source,transfer --hours 1", or "--quick" for a few steps of everything
 #
 # VENV=path     another environment; one that is there already is used as it is and nothing is fetched
 # PYTHON=name   the Python that makes .venv, 3.10 or later
@@ -9,12 +11,13 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 TEST_ARGS ?=
+STUDY_ARGS ?=
 
 STAMP := $(VENV)/.adafm-setup.stamp
 LIBRARY := adafm_kernels/lib/libadafm.so
 SOURCES := pyproject.toml setup.py CMakeLists.txt tools/make_environment.py $(wildcard cmake/*) $(shell find csrc -type f)
 
-.PHONY: setup demo test bench clean FORCE
+.PHONY: setup demo test bench study clean FORCE
 
 setup: $(STAMP)
 
@@ -33,6 +36,9 @@ test: setup
 
 bench: setup
 	@"$(VENV)/bin/python" -m pytest benchmarks --benchmark-only
+
+study: setup
+	@"$(VENV)/bin/python" -m adafm_trainer.study $(STUDY_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info $(LIBRARY) adafm_kernels/_C*.so "$(STAMP)"

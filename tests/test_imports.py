@@ -37,7 +37,7 @@ LAYERS = (
     ("adafm_kernels.backends",),
     ("adafm_kernels._arguments", "adafm_kernels._library"),
 )
-TRAINER_LAYERS = ("cli", "trainer", "methods", "models")
+TRAINER_LAYERS = ("cli", "study", "trainer", "methods", "models")
 TRAINER_LEAVES = ("data", "metrics", "keyed", "errors")
 
 

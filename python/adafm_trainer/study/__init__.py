@@ -1,0 +1,1 @@
+"""`make study`: the papers' claims on small data, with every run an ordinary run directory that can be continued."""
