@@ -1,25 +1,33 @@
 #!/usr/bin/env bash
-# Checks and times the kernels on an NVIDIA GPU, in less than nine minutes and without network.
+# Checks and times kernels and training steps on an NVIDIA GPU, in less than ten minutes and without network.
 #
 #   benchmarks/gpu_check.sh [--dry-run]     PYTHON=python3  OUT=benchmarks/results  BUILD=build/gpu
 #                                           ADAFM_CUDA_ARCHS=<the GPU's own>
 #
-# Needs the GPU, nvcc, cmake, and a Python with torch 2.11 or later, Triton 3.6 or later, pybind11 and pytest. Stages,
-# each with a time limit; the last has what is left. --dry-run prints them and does nothing.
+# Needs the GPU, nvcc, cmake, and a Python with torch 2.11 or later, Triton 3.6 or later, pybind11 and pytest; for what
+# concerns the trainer numpy, pillow, safetensors and tyro too. Stages, each with a time limit; the last has what is
+# left. --dry-run prints them and does nothing.
 #   build      the library into this tree, and the C++ tests for this GPU (a second run builds what changed)
 #   cpp        the C++ tests on the GPU: CUDA kernels against a scalar reference, bit for bit
-#   pytest     every test marked `gpu`
+#   pytest     every test marked `gpu`, of kernels and trainer
 #   sanitizer  memcheck and racecheck over the C++ kernel test; absent, refused or out of time: reported, not failed
-#   bench      `adafm bench op --device cuda`: times, and the tables that are printed last
+#   op         `adafm bench op --device cuda`: times, and tables
+#   step       `adafm bench step --device cuda`: training steps, CUDA graphs on and off; out of time: the pairs that
+#              were finished are reported
 # A stage that fails or runs out of time ends the run: timings of a tree that fails its tests are not taken.
-# OUT receives gpu_environment.txt, gpu_build.log, gpu_tests.log, gpu_sanitizer.log, gpu_op.json, gpu_op.md, gpu_op.svg.
+# OUT receives gpu_environment.txt, gpu_build.log, gpu_tests.log, gpu_sanitizer.log, gpu_op.json, gpu_op.md, gpu_op.svg,
+# gpu_step.json, gpu_step.md, gpu_step.svg.
 # Exit code: 0 all passed, 1 something failed, 2 usage, 3 there is no GPU to check.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="${PYTHON:-python3}"
 OUT="${OUT:-benchmarks/results}"
 BUILD="${BUILD:-build/gpu}"
-TOTAL=530 BUILD_LIMIT=220 CPP_LIMIT=40 PYTEST_LIMIT=90 SANITIZER_LIMIT=30 BENCH_LEAST=100
+TOTAL=570 BUILD_LIMIT=220 CPP_LIMIT=40 PYTEST_LIMIT=120 SANITIZER_LIMIT=25 OP_LIMIT=120 STEP_LIMIT=175
+# Less time than this is not enough for one pair.
+STEP_LEAST=60
+STEP=(--cases "adafm-128,modulated-256" --ways "published,switched,leaf,graphs" --rounds 7)
+TRAINER_NEEDS="numpy, PIL, safetensors, tyro"
 CPP_TESTS=(kernels_test_cuda arena_test_cuda layers_test_cuda)
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -36,7 +44,8 @@ case "${1:-}" in
   echo "cpp        at most $CPP_LIMIT s: ${CPP_TESTS[*]}"
   echo "pytest     at most $PYTEST_LIMIT s: $PYTHON -m pytest -m gpu"
   echo "sanitizer  at most 2 x $SANITIZER_LIMIT s: compute-sanitizer memcheck, racecheck: ${CPP_TESTS[0]} --few"
-  echo "bench      the rest of $TOTAL s, at least $BENCH_LEAST s: $PYTHON -m adafm_trainer.bench.op --device cuda"
+  echo "op         at most $OP_LIMIT s: $PYTHON -m adafm_trainer.bench.op --device cuda"
+  echo "step       the rest of $TOTAL s, at most $STEP_LIMIT s: $PYTHON -m adafm_trainer.bench.step --device cuda ${STEP[*]}"
   exit 0
   ;;
 *)
@@ -88,7 +97,7 @@ command -v cmake >/dev/null || fail "cmake is not on PATH"
 
 mkdir -p "$OUT"
 OUT="$(cd "$OUT" && pwd)"
-rm -f "$OUT"/gpu_{build,tests,sanitizer}.log "$OUT"/gpu_op.{json,md,svg}
+rm -f "$OUT"/gpu_{build,tests,sanitizer}.log "$OUT"/gpu_{op,step}.{json,md,svg}
 {
   date -u +"%Y-%m-%dT%H:%M:%SZ"
   git rev-parse HEAD 2>/dev/null || echo "no git commit"
@@ -118,13 +127,19 @@ for name in "${CPP_TESTS[@]}"; do
 done
 
 say "pytest, at most $PYTEST_LIMIT s"
-# The trainer's tests need more packages than the kernels and have nothing marked gpu.
 others="adafm_trainer"
 if ! "$PYTHON" -c 'import hypothesis' 2>/dev/null; then
   others='adafm_trainer\|import hypothesis\|from hypothesis'
   echo "hypothesis is not installed, the tests that use it are left out"
 fi
 mapfile -t files < <(grep -L "$others" tests/test_*.py)
+trainer=1
+if ! lacking="$("$PYTHON" -c "import $TRAINER_NEEDS" 2>&1)"; then
+  trainer=0
+  echo "the trainer's tests and the step benchmark are left out: ${lacking##*$'\n'}"
+else
+  mapfile -t -O "${#files[@]}" files < <(grep -l adafm_trainer tests/test_*.py | xargs grep -l 'mark\.gpu')
+fi
 stage pytest "$PYTEST_LIMIT" "$OUT/gpu_tests.log" "$PYTHON" -m pytest -m gpu -p no:cacheprovider "${files[@]}"
 summary="$(grep -E '[0-9]+ passed' "$OUT/gpu_tests.log" | tail -n 1)" || fail "no GPU test ran, see $OUT/gpu_tests.log"
 echo "$summary"
@@ -153,12 +168,33 @@ else
   echo "compute-sanitizer is not installed, left out" | tee "$OUT/gpu_sanitizer.log"
 fi
 
-left=$((TOTAL - SECONDS))
-say "op benchmark, $left s"
+say "op benchmark, at most $OP_LIMIT s"
+left=$((TOTAL - SECONDS < OP_LIMIT ? TOTAL - SECONDS : OP_LIMIT))
 code=0
 timeout -k 5 "$left" "$PYTHON" -m adafm_trainer.bench.op --device cuda --seconds $((left - 30)) --compile-seconds 45 \
   --json "$OUT/gpu_op.json" >"$OUT/gpu_op.md" || code=$?
 ((code == 0)) || fail "the op benchmark ended with code $code"
 "$PYTHON" benchmarks/render.py "$OUT/gpu_op.json" --chart "$OUT/gpu_op.svg" >/dev/null
-say "done, results in $OUT"
 cat "$OUT/gpu_op.md"
+
+left=$((TOTAL - SECONDS < STEP_LIMIT ? TOTAL - SECONDS : STEP_LIMIT))
+if ((trainer == 0)); then
+  say "step benchmark: left out, see above"
+elif ((left < STEP_LEAST)); then
+  say "step benchmark: left out, $left s are left and one pair needs $STEP_LEAST"
+else
+  say "step benchmark, at most $left s"
+  code=0
+  timeout -k 5 "$left" "$PYTHON" -m adafm_trainer.bench.step --device cuda "${STEP[@]}" --json "$OUT/gpu_step.json" \
+    >/dev/null || code=$?
+  if ((code == 124 || code == 137)); then
+    echo "the step benchmark is not finished in $left s: reported are the pairs that were"
+  elif ((code != 0)); then
+    fail "the step benchmark ended with code $code"
+  fi
+  if [[ -f "$OUT/gpu_step.json" ]]; then
+    "$PYTHON" benchmarks/render.py "$OUT/gpu_step.json" --chart "$OUT/gpu_step.svg" >"$OUT/gpu_step.md"
+    cat "$OUT/gpu_step.md"
+  fi
+fi
+say "done, results in $OUT"

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from adafm_trainer.bench import op_chart, op_table, step_chart, step_table
+from adafm_trainer.bench import curves, op_chart, op_table, step_chart, step_table
 
 GPU_RESULT, GPU_STEP = "gpu_op.json", "gpu_step.json"
 
@@ -25,6 +25,11 @@ def main(arguments: list[str]) -> int:
     flags.add_argument("--details", action="store_true", help="every case of an op benchmark too")
     given = flags.parse_args(arguments)
     result = _read(given.result)
+    if result["name"] == "curves":
+        if given.chart is not None:
+            flags.error("--chart: training curves are shown as a table")
+        print(curves.table(result))
+        return 0
     if result["name"] == "step":
         print(step_text(result, given.result.parent / GPU_STEP))
         draw = step_chart.chart

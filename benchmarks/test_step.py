@@ -7,7 +7,7 @@ from adafm_trainer.bench.machine import facts
 from adafm_trainer.bench.measure import SECOND
 from adafm_trainer.bench.step_cases import cases, make_start
 from adafm_trainer.bench.step_child import D_STEP, D_STEP_R1, G_STEP, parts
-from adafm_trainer.bench.step_ways import COMPILED, WAYS, build
+from adafm_trainer.bench.step_ways import COMPILED, GRAPHED, WAYS, build
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def start(case):
     return make_start(case)
 
 
-@pytest.fixture(scope="module", params=[way for way in WAYS if way not in (SECOND, COMPILED)])
+@pytest.fixture(scope="module", params=[way for way in WAYS if way not in (SECOND, COMPILED, GRAPHED)])
 def run(request, case, start):
     made = build(case, request.param, "cpu", start)
     made.generator()

@@ -6,6 +6,7 @@ import pytest
 from adafm_trainer.bench import step_rounds
 from adafm_trainer.bench.case import CheckError
 from adafm_trainer.bench.measure import OURS, SECOND, Samples
+from adafm_trainer.bench.step import short_ways
 from adafm_trainer.bench.step_cases import cases
 from adafm_trainer.bench.step_child import D_STEP, D_STEP_R1, G_STEP, REAL_PASS
 from adafm_trainer.bench.step_rounds import (
@@ -19,7 +20,7 @@ from adafm_trainer.bench.step_rounds import (
     summarise_set,
     take_rounds,
 )
-from adafm_trainer.bench.step_ways import COMPILED, FULL, LEAF, PUBLISHED, SWITCHED, WAYS
+from adafm_trainer.bench.step_ways import COMPILED, FULL, LEAF, PUBLISHED, SWITCHED
 from adafm_trainer.bench.step_workers import together
 
 GIB = 2**30
@@ -101,17 +102,20 @@ def test_as_many_processes_as_fit_into_memory():
 
 
 def fake_children(monkeypatch, wrong=None, failing=None):
-    """Put processes in place that only pretend; returns those started, in order, and those that ended."""
-    started, ended = [], []
+    """Put processes in place that only pretend; returns the timed ones that started, in order, those of them that
+    ended, and those started for their peak memory."""
+    started, ended, measured = [], [], []
 
     class Child(FakeWorker):
-        def __init__(self, case, way, device, quick, threads, folder):
+        def __init__(self, case, way, device, quick, threads, folder, environment=None):
             super().__init__(way, 1.0, [])
-            started.append(way)
+            self.log = ended if environment is None else []
+            (started if environment is None else measured).append(way)
             if way == failing:
                 raise CheckError(f"{way}: the process ended with code 1")
             self.known = {
-                "errors": {"loss": 0.9 if way == wrong else 0.01}, "type": "bfloat16", "peak_bytes": 2 * GIB,
+                "errors": {"loss": 0.9 if way == wrong else 0.01}, "type": "bfloat16",
+                "peak_bytes": (3 if environment else 2) * GIB,
                 "resident_bytes": GIB, "room_bytes": 100 * GIB, "modulated_bytes": None, "bits": {"equal": 1, "of": 1},
             }  # fmt: skip
 
@@ -119,19 +123,20 @@ def fake_children(monkeypatch, wrong=None, failing=None):
             return self
 
         def __exit__(self, *exception):
-            ended.append(self.way)
+            self.log.append(self.way)
 
     monkeypatch.setattr(step_rounds, "Child", Child)
     monkeypatch.setattr(step_rounds, "cannot_compile", lambda device: None)
-    return started, ended
+    return started, ended, measured
 
 
 CASE = cases("cpu", quick=True)[0]
+WAYS = [OURS, SECOND, *short_ways("cpu").values()]
 
 
 def test_a_case_in_sets_that_fit(monkeypatch):
-    started, ended = fake_children(monkeypatch)
-    found = measure_case(CASE, list(WAYS), "cpu", True, 2, 2, 12 * GIB)
+    started, ended, measured = fake_children(monkeypatch)
+    found = measure_case(CASE, WAYS, "cpu", True, 2, 2, 12 * GIB)
     # Four together: ours, its control and two more.
     assert [each["configurations"][2:] for each in found["sets"]] == [
         [SWITCHED, PUBLISHED],
@@ -139,24 +144,34 @@ def test_a_case_in_sets_that_fit(monkeypatch):
         [FULL],
     ]
     assert sorted(started) == sorted(ended) and started.count(OURS) == 3
-    assert list(found["ways"]) == list(WAYS) and found["accepted"] and not found["left_out"]
+    assert list(found["ways"]) == WAYS and found["accepted"] and not found["left_out"]
     assert found["ways"][LEAF]["images_per_second"] == CASE.batch / 2.0
+    # The peak is that of a process that is not timed; the control needs none.
+    assert sorted(measured) == sorted(way for way in WAYS if way != SECOND)
+    peaks = {way: row["peak_bytes"] for way, row in found["ways"].items()}
+    assert peaks == {**dict.fromkeys(WAYS, 3 * GIB), SECOND: None}
+
+
+def test_on_a_gpu_a_process_knows_its_own_peak(monkeypatch):
+    _, _, measured = fake_children(monkeypatch)
+    found = measure_case(CASE, [OURS, SECOND, LEAF], "cuda", True, 2, 2, None)
+    assert not measured and all(row["peak_bytes"] == 2 * GIB for row in found["ways"].values())
 
 
 @pytest.mark.parametrize("kind", ["wrong", "failing"])
 def test_a_wrong_configuration_ends_the_case_but_torch_compile_is_left_out(monkeypatch, kind):
-    started, ended = fake_children(monkeypatch, **{kind: LEAF})
+    started, ended, _ = fake_children(monkeypatch, **{kind: LEAF})
     with pytest.raises(CheckError, match=LEAF):
-        measure_case(CASE, list(WAYS), "cpu", True, 2, 2, None)
+        measure_case(CASE, WAYS, "cpu", True, 2, 2, None)
     assert set(ended) >= set(started) - {LEAF}
     fake_children(monkeypatch, **{kind: COMPILED})
-    found = measure_case(CASE, list(WAYS), "cpu", True, 2, 2, None)
+    found = measure_case(CASE, WAYS, "cpu", True, 2, 2, None)
     assert COMPILED not in found["ways"] and COMPILED in found["left_out"][COMPILED]
     assert len(found["sets"]) == 1
 
 
 def test_torch_compile_without_a_compiler_is_left_out(monkeypatch):
-    started, _ = fake_children(monkeypatch)
+    started, _, measured = fake_children(monkeypatch)
     monkeypatch.setattr(step_rounds, "cannot_compile", lambda device: "no compiler")
     found = measure_case(CASE, [OURS, SECOND, COMPILED], "cpu", True, 2, 2, None)
-    assert found["left_out"] == {COMPILED: "no compiler"} and COMPILED not in started
+    assert found["left_out"] == {COMPILED: "no compiler"} and COMPILED not in [*started, *measured]

@@ -65,7 +65,8 @@ def test_mistakes_are_those_of_a_run(world, capsys):
     with pytest.raises(UsageError, match="already holds a run"):
         dry_run("transfergan", settings(world, steps=1))
     arguments = flags(world, "--dry-run", "--outdir", str(world / "other"))
-    assert cli.main([*arguments, "--data", str(world / "none")]) == 3
+    arguments[arguments.index("--data") + 1] = str(world / "none")
+    assert cli.main(arguments) == 3
     assert "no images at" in capsys.readouterr().err
 
 

@@ -119,10 +119,35 @@ def test_average_follows_trained_tensors_only_and_ramps():
     average.update()
     state = average.module.state_dict()
     torch.testing.assert_close(state["conv.weight"], start["conv.weight"] + 0.9)  # decay (1 + 0) / (10 + 0)
-    assert torch.equal(state["fc.weight"], start["fc.weight"])
     assert average.current_decay() == pytest.approx(2 / 11)
     average.updates = 10**6
     assert average.current_decay() == 0.9
+
+
+def test_average_holds_the_statistics_that_belong_to_its_weights():
+    g = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    with torch.no_grad():
+        g[1].running_var.uniform_()
+    kept = g[1].running_var.clone()
+    average = Average(g, [n for n, _ in g.named_parameters()], 0.75)
+    with torch.no_grad():
+        g[0].running_mean.fill_(4.0)
+        g[0].num_batches_tracked.fill_(5)
+    average.update()
+    assert torch.equal(average.module[0].running_mean, torch.full((3,), 1.0))
+    average.update()
+    assert torch.equal(average.module[0].running_mean, torch.full((3,), 1.75))
+    assert average.module[0].num_batches_tracked.item() == 5
+    assert torch.equal(average.module[1].running_var, kept)
+
+
+def test_average_holds_what_is_frozen_only_once():
+    g = TinyGenerator()
+    average = Average(g, ["conv.weight"], 0.9)
+    mean = dict(average.module.named_parameters())
+    shared = {name for name, p in g.named_parameters() if mean[name] is p}
+    assert shared == set(mean) - {"conv.weight"}
+    assert not mean["conv.weight"].requires_grad and all(p.requires_grad for p in g.parameters())
 
 
 def test_average_rejects_unknown_names_and_decays():
@@ -141,7 +166,7 @@ def test_penalties_are_wide_and_correct():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": "hinge"}, "'hinge'"),
+        ({"loss": "lsgan"}, "'lsgan'"),
         ({"reg_type": "both"}, "'both'"),
         ({"reg_interval": 0}, "reg_interval is 0"),
         ({"micro_batch": 0}, "micro_batch is 0"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from adafm_trainer.bench import step
+from adafm_trainer.bench.step_cases import cases
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 RESULTS = {
     "gpu_environment.txt", "gpu_build.log", "gpu_tests.log", "gpu_sanitizer.log", "gpu_op.json", "gpu_op.md",
-    "gpu_op.svg",
+    "gpu_op.svg", "gpu_step.json", "gpu_step.md", "gpu_step.svg",
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
@@ -29,9 +32,15 @@ case "$*" in
 *get_device_capability*) echo 90 ;;
 *get_path*) echo /nowhere ;;
 *"import hypothesis"*) exit "${NO_HYPOTHESIS:-0}" ;;
+*"import numpy"*) [[ -z "${LACKS:-}" ]] || { printf 'Traceback\nNo module named %s\n' "$LACKS" >&2; exit 1; } ;;
 *platform*) echo python 3, torch 2.99 ;;
-*"-m pytest"*) echo "${PYTEST:-5 passed}"; [[ "${PYTEST:-5 passed}" != *failed* ]] ;;
+*"-m pytest"*) echo "files: $*"; echo "${PYTEST:-5 passed}"; [[ "${PYTEST:-5 passed}" != *failed* ]] ;;
 *bench.op*) while [[ $1 != --json ]]; do shift; done; echo '{}' >"$2"; echo "| the table |" ;;
+*bench.step*)
+  while [[ $1 != --json ]]; do shift; done
+  [[ -n "${STEP_FINISHES_NONE:-}" ]] || echo '{}' >"$2"
+  exit "${STEP_CODE:-0}" ;;
+*render.py*gpu_step*) while [[ $1 != --chart ]]; do shift; done; echo '<svg/>' >"$2"; echo "| the steps |" ;;
 *render.py*) while [[ $1 != --chart ]]; do shift; done; echo '<svg/>' >"$2" ;;
 -) cat >/dev/null ;;
 *"import torch"*) ;;
@@ -84,12 +93,12 @@ def check(tmp_path):
 def test_everything_passes(check):
     code, printed, files = check()
     assert code == 0, printed
-    assert files == RESULTS and len(files) <= 8
-    stages = ("build", "C++ tests", "pytest", "memcheck", "racecheck", "op benchmark", "done")
+    assert files == RESULTS and len(files) <= 11
+    stages = ("build", "C++ tests", "pytest", "memcheck", "racecheck", "op benchmark", "step benchmark", "done")
     places = [printed.index(f" s] {stage}" if "check" not in stage else f"sanitizer {stage}") for stage in stages]
     assert places == sorted(places)
     assert "memcheck: clean" in printed and "racecheck: clean" in printed and "5 passed" in printed
-    assert printed.rstrip().endswith("| the table |")
+    assert printed.index("| the table |") < printed.index("| the steps |") < printed.index("done, results in")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +115,42 @@ def test_everything_passes(check):
 def test_a_failure_ends_the_run_before_timing(check, wrong, says):
     code, printed, files = check(**wrong)
     assert code == 1 and says in printed, printed
-    assert not files & {"gpu_op.json", "gpu_op.md"}
+    assert not files & {"gpu_op.json", "gpu_op.md", "gpu_step.json", "gpu_step.md"}
+
+
+def test_files_of_kernels_and_trainer_are_tested(check, tmp_path):
+    check()
+    (ran,) = [line for line in (tmp_path / "out" / "gpu_tests.log").read_text().splitlines() if "files: " in line]
+    names = {Path(word).name for word in ran.split() if word.endswith(".py")}
+    assert {"test_plan.py", "test_modulate.py", "test_graphs.py", "test_torchrun.py"} <= names
+    marked = {p.name for p in (ROOT / "tests").glob("test_*.py") if "@pytest.mark.gpu" in p.read_text()}
+    assert marked <= names and "test_report.py" not in names
+
+
+def test_without_the_trainers_packages(check, tmp_path):
+    code, printed, files = check(LACKS="safetensors")
+    assert code == 0 and files == {name for name in RESULTS if "step" not in name}
+    assert "the trainer's tests and the step benchmark are left out: No module named safetensors" in printed
+    assert "test_graphs.py" not in (tmp_path / "out" / "gpu_tests.log").read_text()
+
+
+@pytest.mark.parametrize("none", ["", "1"])
+def test_a_step_benchmark_out_of_time_keeps_what_it_finished(check, none):
+    code, printed, files = check(STEP_CODE="124", STEP_FINISHES_NONE=none)
+    assert code == 0 and "the step benchmark is not finished in" in printed
+    assert ("gpu_step.md" in files) == ("| the steps |" in printed) == (not none)
+
+
+def test_a_wrong_step_fails(check):
+    code, printed, files = check(STEP_CODE="1", STEP_FINISHES_NONE="1")
+    assert code == 1 and "the step benchmark ended with code 1" in printed and "gpu_step.md" not in files
+
+
+def test_the_step_benchmark_knows_what_it_is_asked_for():
+    (asked,) = re.findall(r"^STEP=\((.*)\)$", SCRIPT.read_text(), re.M)
+    given = step.parser().parse_args(shlex.split(asked))
+    assert set(given.cases.split(",")) <= {case.name for case in cases("cuda", quick=False)}
+    assert set(given.ways.split(",")) <= set(step.short_ways("cuda")) and "graphs" in given.ways
 
 
 def test_a_sanitizer_that_is_refused_is_reported(check):
@@ -137,14 +181,17 @@ def test_without_a_gpu(check):
 def test_dry_run_and_usage(check):
     code, printed, files = check("--dry-run")
     assert code == 0 and not files
-    assert [line.split()[0] for line in printed.splitlines()] == ["build", "cpp", "pytest", "sanitizer", "bench"]
+    assert [line.split()[0] for line in printed.splitlines()] == [
+        "build", "cpp", "pytest", "sanitizer", "op", "step",
+    ]  # fmt: skip
     assert check("--what")[0] == 2
 
 
-def test_time_limits_leave_nine_minutes():
+def test_time_limits_leave_ten_minutes():
     limits = {name: int(value) for name, value in re.findall(r"\b([A-Z_]+)=(\d+)\b", SCRIPT.read_text())}
     stages = limits["BUILD_LIMIT"] + limits["CPP_LIMIT"] + limits["PYTEST_LIMIT"] + 2 * limits["SANITIZER_LIMIT"]
-    assert stages + limits["BENCH_LEAST"] < limits["TOTAL"] < 9 * 60
+    assert stages + limits["OP_LIMIT"] < limits["TOTAL"] < 10 * 60 - 20
+    assert limits["STEP_LEAST"] < limits["STEP_LIMIT"] < 3 * 60
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an NVIDIA GPU")

@@ -46,9 +46,16 @@ class Recorded:
         # The kernels of the recorded phase run whatever Python would choose now, and Python counts nothing.
         gan, now = self.runtime.gan, self.runtime.gan.d_steps
         gan.d_steps = self.d_steps
+        plans = [player.plan for player in (gan.G, gan.D) if player.plan is not None]
+        known = [(plan._stale, plan._arenas.versions) for plan in plans]
+        for plan in plans:
+            # That modulation runs was recorded, whatever the plan holds for fresh by now.
+            plan._stale = True
         with torch.autograd._unsafe_preserve_version_counter(tuple(self.runtime.parameters())):
             made = self.step()
         gan.d_steps = now
+        for plan, (stale, versions) in zip(plans, known, strict=True):
+            plan._stale, plan._arenas.versions = stale, versions
         for field in dataclasses.fields(self.result):
             mine = getattr(self.result, field.name)
             if isinstance(mine, Tensor):
@@ -88,7 +95,7 @@ def assembly(tmp_path, **changes):
     networks = method.structure(MODEL, config)
     pair = (build_generator(MODEL), build_discriminator(MODEL))
     source = SourcePair(MODEL, pair[0].state_dict(), pair[1].state_dict(), None, {})
-    method.initialise(networks, source, config, lambda _: None)
+    method.initialise(networks, [source], config, lambda _: None)
     return assemble(method, networks, config), config
 
 
@@ -126,6 +133,20 @@ def test_replayed_training_is_eager_training_bit_for_bit(tmp_path, modulation):
     assert all(map(torch.equal, ends, ends_again))
     assert replayed.step.d_steps == plain.step.d_steps == 14
     assert replayed.step.state_dict() == plain.step.state_dict()
+
+
+def test_images_for_the_discriminator_are_those_of_the_replayed_generator(tmp_path):
+    plain, config = assembly(tmp_path)
+    replayed, _ = assembly(tmp_path)
+    runtime = graphed(replayed)
+    z = torch.randn(4, MODEL.z_dim, generator=torch.Generator().manual_seed(1))
+    for number in range(EAGER_STEPS + 4):
+        for built in (plain, replayed):
+            built.set_learning_rates(config, number)
+        assert torch.equal(replayed.step.fakes(z), plain.step.fakes(z)), number
+        for built in (plain, replayed):
+            built.step.generator(z)
+    assert runtime.events.count("replay") > 2
 
 
 def test_every_phase_is_eager_then_captured_then_replayed(tmp_path):
@@ -203,6 +224,8 @@ def test_failed_capture_says_what_to_do(tmp_path):
         (CPU, {}, "cpu has no CUDA graphs.*--device cuda"),
         (CUDA, {"scaled": True}, "gradient scalers of fp16.*--precision bf16"),
         (CUDA, {"grouped": True}, "exchange of gradients.*one process"),
+        (CUDA, {"choosing": True}, "how many samples each source makes.*one --source"),
+        (CUDA, {"moving_epsilon": True}, "Adam's epsilon.*--adam-epsilon torch"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(device, kind, why):

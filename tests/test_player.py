@@ -36,9 +36,9 @@ def double_assembly(tmp_path, source, method_name, modulate_discriminator=False,
     config = settings(tmp_path, **changes)
     method = method_by_name(method_name)
     torch.manual_seed(0)
-    model = method.target_model(source.cfg, config)
+    model = method.target_model([source], config)
     networks = method.structure(model, config)
-    method.initialise(networks, source if method.needs_source else None, config, lambda _: None)
+    method.initialise(networks, [source] if method.needs_source else [], config, lambda _: None)
     if modulate_discriminator:
         inject(networks.discriminator, target_modules=["conv_0", "conv_1"])
     networks.generator.double()
@@ -111,9 +111,11 @@ def test_held_modulation_costs_no_gradient(tmp_path, source):
 
 
 def test_the_discriminator_gets_no_gradient_in_the_generators_step(tmp_path, source):
-    _, _, assembly = double_assembly(tmp_path, source, "adafm", True, freeze_g=3)
-    assembly.step.generator(torch.randn(2, MODEL.z_dim, dtype=torch.float64))
+    method, config, assembly = double_assembly(tmp_path, source, "adafm", True, freeze_g=3)
+    iterate(method, config, assembly, steps=1)
     critic = assembly.step.D
+    assert all(p.grad is not None for p in critic.trained())
+    assembly.step.generator(torch.randn(2, MODEL.z_dim, dtype=torch.float64))
     assert all(p.grad is None and p.requires_grad for p in critic.trained())
     assert all(leaf.grad is None or not leaf.grad.any() for leaf in critic.plan.weights.values())
 

@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 from adafm_trainer.methods import method_by_name
 from adafm_trainer.models.config import ModelConfig
+from adafm_trainer.models.source import SourcePair
 from adafm_trainer.trainer.assemble import assemble
 from adafm_trainer.trainer.sampling import draw_latents, draw_noise
 from tiny import settings
@@ -46,7 +47,7 @@ def copies(tmp_path, **changes):
     config = settings(tmp_path, precision="bf16", batch=BATCH, r1_interval=1, freeze_g=4, **changes)
     method = method_by_name("adafm")
     torch.manual_seed(0)
-    networks = method.structure(method.target_model(SOURCE, config), config)
+    networks = method.structure(method.target_model([SourcePair(SOURCE, {}, None, None, {})], config), config)
     assembly = assemble(method, networks, config)
     generator = networks.generator
     z = draw_latents(generator, 0, "t", 0, range(BATCH))

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 
 from ..models.blocks import ResBlock
+from ..models.catalogue import build_discriminator, build_generator
 from ..models.config import ModelConfig
-from ..models.gpgan import build_discriminator, build_generator
 
 Shape = tuple[int, int, int, int]
 

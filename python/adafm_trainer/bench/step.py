@@ -27,11 +27,17 @@ from .step_bars import judge_bars
 from .step_cases import cases
 from .step_rounds import CONTROL, measure_case
 from .step_table import table
-from .step_ways import WAYS, fast_type
+from .step_ways import GRAPHED, WAYS, fast_type
+from .step_workers import GIVE_BACK
 
 ROUNDS = 15
 # Names of the configurations on the command line.
-_SHORT = dict(zip(("published", "switched", "compile", "leaf", "full"), list(WAYS)[2:], strict=True))
+_SHORT = dict(zip(("published", "switched", "compile", "leaf", "full", "graphs"), list(WAYS)[2:], strict=True))
+
+
+def short_ways(device: str) -> dict[str, str]:
+    """The configurations beside ours that ``device`` can have, by their names on the command line."""
+    return {name: way for name, way in _SHORT.items() if device == "cuda" or way != GRAPHED}
 
 
 def run_steps(
@@ -39,18 +45,20 @@ def run_steps(
     quick: bool = False,
     rounds: int = ROUNDS,
     threads: int | None = None,
-    others: Sequence[str] = tuple(_SHORT.values()),
+    others: Sequence[str] | None = None,
     chosen: Sequence[str] | None = None,
     memory: int | None = None,
     done: Callable[[dict], None] = lambda result: None,
 ) -> dict:
     """Every case (or those ``chosen`` by name) as a JSON-ready dictionary; ``done`` gets it after each case.
 
-    ``others``: configurations beside ours and its control; ``memory``: bytes that the processes may take together.
+    ``others``: configurations beside ours and its control, None: all that the device can have; ``memory``: bytes that
+    the processes may take together.
 
     Raises CheckError where a configuration does not compute what it should.
     """
     threads = threads or len(os.sched_getaffinity(0))
+    others = list(short_ways(device).values()) if others is None else others
     start, found, result = time.monotonic(), [], {}
     head = {
         "name": "step",
@@ -59,7 +67,7 @@ def run_steps(
         **facts(device),
         "threads": threads,
         "type": str(fast_type(device) or torch.float32).removeprefix("torch."),
-        "method": {"rounds": rounds, "control": CONTROL},
+        "method": {"rounds": rounds, "control": CONTROL, "mmap_threshold": GIVE_BACK["MALLOC_MMAP_THRESHOLD_"]},
     }
     for case in cases(device, quick):
         if chosen is not None and case.name not in chosen:
@@ -85,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threads", type=int, help="threads of a process; as many as there are CPUs by default")
     flags.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     flags.add_argument("--cases", help="only these, such as adafm-128,demo")
-    flags.add_argument("--ways", help=f"only these beside ours and its control: {','.join(_SHORT)}")
+    flags.add_argument("--ways", help=f"only these beside ours and its control: {','.join(_SHORT)} (on a GPU)")
     flags.add_argument("--memory", type=float, help="GiB that the processes may take together; what is free by default")
     flags.add_argument("--quick", action="store_true", help="tiny pairs: for tests")
     return flags
@@ -103,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     known = [case.name for case in cases(given.device, given.quick)]
     chosen = _chosen(flags, "--cases", given.cases, known)
-    others = [_SHORT[name] for name in _chosen(flags, "--ways", given.ways, list(_SHORT))]
+    short = short_ways(given.device)
+    others = [short[name] for name in _chosen(flags, "--ways", given.ways, list(short))]
     memory = None if given.memory is None else int(given.memory * 2**30)
     command = " ".join(["adafm", "bench", "step", *words])
 

@@ -15,9 +15,8 @@ from ..methods.config import TrainConfig
 from ..methods.losses import gradient_penalty
 from ..methods.presets import preset
 from ..methods.scratch import Scratch
+from ..models.catalogue import build_discriminator, build_generator, groups
 from ..models.config import ModelConfig
-from ..models.gpgan import build_discriminator, build_generator
-from ..models.groups import groups
 from ..models.source import load_pair
 from ..models.transfer import adapter_parameters, freeze, modulate_blocks
 from ..trainer.demo import SOURCE, demo_config
@@ -64,7 +63,7 @@ class StepCase:
         if self.model is not None:
             return self.method.structure(self.model, self.config)
         source = load_pair(source_path(SOURCE))
-        return self.method.structure(self.method.target_model(source.cfg, self.config), self.config)
+        return self.method.structure(self.method.target_model([source], self.config), self.config)
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def make_start(case: StepCase, dtype: torch.dtype = torch.float32) -> Start:
         real = torch.rand(case.batch, channels, side, side) * 2 - 1
         if case.model is None:
             source = load_pair(source_path(SOURCE))
-            case.method.initialise(networks, source, case.config, lambda _: None, None)
+            case.method.initialise(networks, [source], case.config, lambda _: None, None)
         for network in (generator, discriminator):
             _leave_identity(network)
         if case.model is not None:

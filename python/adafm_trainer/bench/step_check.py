@@ -130,11 +130,11 @@ def same_bits(run: TrainerRun) -> dict[str, int]:
 
 
 def networks_bytes(networks: Networks, dtype: torch.dtype | None) -> dict[str, int]:
-    """Bytes of every W' in ``dtype``, and of gamma and beta with gradient, two moments of Adam and average."""
-    weights = pairs = 0
-    for network in (networks.generator, networks.discriminator):
+    """Bytes of every W' in ``dtype``, and of gamma and beta with gradient, two moments of Adam and, in G, average."""
+    weights = state = 0
+    for network, kept in ((networks.generator, 5), (networks.discriminator, 4)):
         for layer in network.modules():
             if isinstance(layer, AdaFMConv2d):
                 weights += layer.weight.numel() * (dtype or layer.weight.dtype).itemsize
-                pairs += sum(p.numel() * p.element_size() for p in (layer.gamma, layer.beta))
-    return {"weights": weights, "state": 5 * pairs}
+                state += kept * sum(p.numel() * p.element_size() for p in (layer.gamma, layer.beta))
+    return {"weights": weights, "state": state}

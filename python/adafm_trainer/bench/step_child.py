@@ -20,11 +20,12 @@ from typing import Any, TextIO
 
 import torch
 
+from ..trainer.graphs import EAGER_STEPS
 from .measure import OURS, SECOND
 from .step_cases import Start, StepCase, cases, make_start
 from .step_check import First, compare, first_iteration, networks_bytes, same_bits
 from .step_launches import count
-from .step_ways import PUBLISHED, REFERENCE, Run, build, fast_type
+from .step_ways import GRAPHED, PUBLISHED, REFERENCE, Run, build, fast_type
 
 START, FIRST = "start.pt", "first.pt"
 G_STEP, D_STEP, D_STEP_R1, REAL_PASS = "G step", "D step", "D step with R1", "real-image pass"
@@ -55,8 +56,9 @@ def prepare(case: StepCase, way: str, device: str, folder: Path) -> tuple[Run, d
     run = build(case, way, device, _start(folder))
     # Gradients go to a file, so that no copy of them counts as memory of the step.
     losses = first_iteration(run, lambda network, gradients: _put(_file(folder, network), gradients)).losses
-    # Adam's moments and the allocator's pools are there from the second iteration on.
-    for part in (G_STEP, D_STEP_R1):
+    # Adam's moments and the allocator's pools are there from the second iteration on, graphs after their capture.
+    repeated = (G_STEP, D_STEP, D_STEP_R1) * (EAGER_STEPS + 1) if way == GRAPHED else (G_STEP, D_STEP_R1)
+    for part in repeated:
         parts(run)[part]()
     _wait(device)
     fast = fast_type(device)

@@ -39,7 +39,8 @@ def count(run: Run, device: str) -> dict:
 
     ``total``: on a GPU kernels and copies by the profiler, on a CPU operators that reach a backend; None where compiled
     code hides them. ``parts``: calls. Ours are the package's ops and the fused operators of Adam and of the average, by
-    name; the authors' parts are run once more by themselves, times how often a step runs them.
+    name, of the step outside of CUDA graphs; the authors' parts are run once more by themselves, times how often a step
+    runs them.
     """
     steps = {
         "generator": lambda: (run.generator(), run.average()),
@@ -54,12 +55,14 @@ def count(run: Run, device: str) -> dict:
         hidden = run.compiled and device == "cpu"
         total = {network: None if hidden else _launches(step, device) for network, step in steps.items()}
     else:
+        graphed, run.step = run.step, run.eager
         # Each network is modulated when it is first used after its update: D in the step of G. Here each in its own.
         run.generator()
         with run.step.D.at_rest():
             parts = {"generator": named_calls(operators(steps["generator"]))}
         run.discriminator(True)
         parts["discriminator"] = named_calls(operators(steps["discriminator"]))
+        run.step = graphed
         total = {network: _launches(step, device) for network, step in steps.items()}
     return {"total": total, "parts": parts}
 

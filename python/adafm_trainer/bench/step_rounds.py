@@ -10,8 +10,9 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from .baselines import cannot_compile
@@ -21,7 +22,7 @@ from .step_cases import StepCase
 from .step_check import judge
 from .step_child import D_STEP, D_STEP_R1, G_STEP, REAL_PASS
 from .step_ways import COMPILED, REFERENCE, SWITCHED
-from .step_workers import Child, Worker, together
+from .step_workers import GIVE_BACK, Child, Worker, together
 
 ITERATION = "iteration"
 CONTROL = (0.98, 1.02)
@@ -49,9 +50,15 @@ def measure_case(
     others = sorted((way for way in ways if way not in (OURS, SECOND, *left_out)), key=lambda way: way != SWITCHED)
     interval, sets, rows, autocast = case.config.r1_interval, [], {}, None
     with tempfile.TemporaryDirectory() as folder:
-        start = lambda way: Child(case.name, way, device, quick, threads, Path(folder))  # noqa: E731
+        arguments = {"device": device, "quick": quick, "threads": threads, "folder": Path(folder)}
+        start = partial(Child, case.name, **arguments)
         with start(REFERENCE) as reference:
             bits = reference.known.get("bits")
+        # On a GPU every process knows its own peak.
+        peaks = (
+            _peaks(case, (OURS, *others), partial(start, environment=GIVE_BACK), left_out) if device == "cpu" else {}
+        )
+        others = [way for way in others if way not in left_out]
         while others or not sets:
             with ExitStack() as stack:
                 workers = {way: stack.enter_context(start(way)) for way in (OURS, SECOND)}
@@ -78,7 +85,10 @@ def measure_case(
                 for way, row in found.items():
                     if way not in rows:
                         counted = workers[way].ask(do="count")
-                        rows[way] = {**row, **_shown(workers[way].known, case.batch, row), "launches": counted}
+                        shown = _shown(workers[way].known, case.batch, row)
+                        if device == "cpu":
+                            shown["peak_bytes"] = peaks.get(way)
+                        rows[way] = {**row, **shown, "launches": counted}
                         _progress(case, way, row)
     return {
         "name": case.name,
@@ -91,6 +101,23 @@ def measure_case(
         "sets": sets,
         "ways": {way: rows[way] for way in ways if way in rows},
     }
+
+
+def _peaks(
+    case: StepCase, ways: Sequence[str], start: Callable[[str], Child], left_out: dict[str, str]
+) -> dict[str, int | None]:
+    """Most memory of each configuration in a process that is not timed; one that torch.compile fails is left out."""
+    found = {}
+    for way in ways:
+        try:
+            with start(way) as child:
+                found[way] = child.known["peak_bytes"]
+        except CheckError as error:
+            if way != COMPILED:
+                raise
+            left_out[way] = str(error)
+        print(f"{case.name:15} {way}: peak memory measured", file=sys.stderr, flush=True)
+    return found
 
 
 def measure_set(

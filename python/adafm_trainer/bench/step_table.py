@@ -83,7 +83,14 @@ def conditions(result: dict) -> str:
 def _memory(result: dict) -> str:
     if "gpu" in result:
         return "Peak: most memory allocated by the process."
-    return "Peak: growth of the process's resident set, from before its networks are built to the second iteration."
+    text = "Peak: growth of the process's resident set, from before its networks are built to the second iteration"
+    threshold = result["method"].get("mmap_threshold")
+    if threshold is None:
+        return f"{text}."
+    return (
+        f"{text}, in a process that is not timed and whose allocator gives freed blocks back "
+        f"(MALLOC_MMAP_THRESHOLD_={threshold}): what the step needs."
+    )
 
 
 def _shown_parts(case: dict) -> list[str]:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from adafm_kernels.nn import AdaFMConv2d
 
 from ..methods.base import Networks
+from ..methods.gan_step import GanStep
 from ..methods.losses import gradient_penalty, real_loss
 from ..methods.scratch import Scratch
 from ..models.convolution import ExplicitDoubleBackward
 from ..trainer.assemble import assemble
+from ..trainer.graphs import GraphedStep
 from ..trainer.precision import has_bf16
 from .measure import OURS, SECOND
 from .step_authors import AuthorsStep, replace_modulated
@@ -26,7 +28,7 @@ from .step_cases import Start, StepCase
 
 REFERENCE = "ours, float32"
 PUBLISHED, SWITCHED, COMPILED = "authors, as published", "authors, every switch on", "the same, torch.compile"
-LEAF, FULL = "plain leaf", "full fine-tuning"
+LEAF, FULL, GRAPHED = "plain leaf", "full fine-tuning", "ours, CUDA graphs"
 # What is measured, ours first; the reference is only compared with.
 WAYS = {
     OURS: "the trainer as it is",
@@ -36,6 +38,7 @@ WAYS = {
     COMPILED: "their code with these and torch.compile wherever nothing is differentiated twice",
     LEAF: "the trainer with the modulated weights as plain trainable parameters in the compute type and layout",
     FULL: "the trainer with no modulation and every parameter of both networks trained",
+    GRAPHED: "the trainer with --graphs on: each kind of step captured once and replayed; on a GPU only",
 }
 
 
@@ -78,7 +81,8 @@ def build(case: StepCase, way: str, device: str, start: Start) -> Run:
         for network in (networks.generator, networks.discriminator):
             replace_modulated(network, AdaFMConv2d.merge)
             network.requires_grad_(True)
-    return TrainerRun(case, networks, device, start, autocast, way in (OURS, SECOND, REFERENCE), way == REFERENCE)
+    modulated = way in (OURS, SECOND, REFERENCE, GRAPHED)
+    return TrainerRun(case, networks, device, start, autocast, modulated, way == REFERENCE, way == GRAPHED)
 
 
 class TrainerRun:
@@ -93,6 +97,7 @@ class TrainerRun:
         autocast: torch.dtype | None,
         modulated: bool,
         plain: bool,
+        graphed: bool = False,
     ) -> None:
         config = dataclasses.replace(
             case.config,
@@ -100,6 +105,7 @@ class TrainerRun:
             precision="fp32" if autocast is None else "bf16",
             layout="contiguous" if plain else "channels-last",
             modulation="autograd" if plain else "plan",
+            graphs="on" if graphed else "off",
         )
         # A pair without modulated layers has no groups of gamma and beta.
         method = case.method if modulated else Scratch()
@@ -109,6 +115,11 @@ class TrainerRun:
         self._images: Tensor | None = None
         self._penalised = self.step.config
         self._unpenalised = dataclasses.replace(self._penalised, reg_interval=2)
+
+    @property
+    def eager(self) -> GanStep:
+        """The step itself, outside of CUDA graphs."""
+        return self.step.eager if isinstance(self.step, GraphedStep) else self.step
 
     def generator(self) -> Tensor:
         found = self.step.generator(self._z, None, self._noise)
@@ -120,7 +131,7 @@ class TrainerRun:
 
     def discriminator(self, penalised: bool) -> Tensor:
         # The penalty is taken when the count of steps is a multiple of its interval, which for some pairs is 1.
-        self.step.config = self._penalised if penalised else self._unpenalised
+        self.eager.config = self._penalised if penalised else self._unpenalised
         self.step.d_steps = 0 if penalised else 1
         found = self.step.discriminator(self._real, self._images)
         return found.loss_real + found.loss_fake

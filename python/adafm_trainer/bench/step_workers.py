@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from .case import CheckError
@@ -14,6 +16,9 @@ from .case import CheckError
 MODULE = "adafm_trainer.bench.step_child"
 # Share of the memory that the processes may fill together, and how much more than ours the largest may need.
 _FILL, _LARGER = 0.85, 1.25
+# For a peak that depends on the step alone: the C library's allocator then gives every larger block back at once, while
+# by default it keeps some, and which ones differs from process to process. It takes time, so nothing is timed with it.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 class Worker(Protocol):
@@ -25,9 +30,21 @@ class Worker(Protocol):
 
 
 class Child:
-    """A started process; a context that ends it. CheckError where it ends by itself."""
+    """A started process; a context that ends it. CheckError where it ends by itself.
 
-    def __init__(self, case: str, way: str, device: str, quick: bool, threads: int, folder: Path) -> None:
+    ``environment``: variables that it has beside those of this process.
+    """
+
+    def __init__(
+        self,
+        case: str,
+        way: str,
+        device: str,
+        quick: bool,
+        threads: int,
+        folder: Path,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         print(f"{case:15} {way}: building and checking", file=sys.stderr, flush=True)
         self._name = f"{case}, {way}"
         command = [sys.executable, "-m", MODULE, "--case", case, "--way", way, "--device", device]
@@ -35,7 +52,7 @@ class Child:
         counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, **counts, "OMP_WAIT_POLICY": "PASSIVE"},
+            env={**os.environ, **counts, "OMP_WAIT_POLICY": "PASSIVE", **environment},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
