@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adafm_trainer import cli
 from adafm_trainer.cli.train import parse_config
 from adafm_trainer.errors import SourceError, UsageError
 from adafm_trainer.methods.config import TrainConfig
@@ -15,6 +16,7 @@ from adafm_trainer.methods.presets import preset
 from adafm_trainer.models.biggan_config import BigGANConfig
 from adafm_trainer.models.config import ModelConfig
 from adafm_trainer.models.mnist import MnistConfig
+from adafm_trainer.models.source import load_pair
 from adafm_trainer.models.wgan_config import WganResNetConfig
 from adafm_trainer.trainer.checkpoint import load_checkpoint
 from adafm_trainer.trainer.load import load_run
@@ -113,8 +115,15 @@ def test_several_sources_are_mined_together(world: Path, tmp_path: Path) -> None
     assert digest(whole) == digest(parts)
 
 
-def test_an_unconditional_source_becomes_conditional(world: Path, tmp_path: Path) -> None:
-    changes = {**CRITICS, "source": str(world / "wgan-resnet"), "data": str(world / "classes"), "labels": "folders"}
+@pytest.mark.parametrize("conditioning", ["batchnorm", "concatenate"])
+def test_an_unconditional_source_becomes_conditional(world: Path, tmp_path: Path, conditioning: str) -> None:
+    changes = {
+        **CRITICS,
+        "conditioning": conditioning,
+        "source": str(world / "wgan-resnet"),
+        "data": str(world / "classes"),
+        "labels": "folders",
+    }
     folder = run(world, str(tmp_path / "run"), "transfergan", classes=3, lr_g=0.0, lr_d=0.0, **changes)
     loaded = load_run(folder, "cpu")
     z = torch.randn(5, 6)
@@ -181,3 +190,13 @@ def test_published_settings_take_a_step(world: Path, tmp_path: Path, family: str
     values = {**preset(method, True, FAMILIES[family].arch), "steps": 2, "batch": 4, "batch_gpu": 2, "stage2_start": 1}
     folder = start_run(method, settings(world, str(tmp_path / "run"), source=str(world / family), **values))
     assert all(math.isfinite(rows(folder)[-1][name]) for name in ("d_loss", "g_loss"))
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_a_source_keeps_the_statistics_it_is_asked_for(world: Path, tmp_path: Path, statistics: str) -> None:
+    words = ["pretrain", "--arch", "wgan-resnet", "--size", "16", "--nf", "2", "--z-dim", "6", "--batch", "4"]
+    words += ["--data", str(world / "images"), "--outdir", str(tmp_path / "run"), "--steps", "2", "--eval-every", "-1"]
+    assert cli.main([*words, "--statistics", statistics, "--device", "cpu"]) == 0
+    source = load_pair(tmp_path / "run" / "source")
+    assert source.cfg.statistics == statistics
+    assert any(name.endswith("running_mean") for name in source.generator_state) == (statistics == "running")

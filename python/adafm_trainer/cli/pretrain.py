@@ -35,6 +35,9 @@ class PretrainArgs(TrainConfig):
     """Most channels of any feature map (family `resnet`; the others ignore it)."""
     z_dim: int = 128
     """Latent size."""
+    statistics: Literal["batch", "running"] = "batch"
+    """`wgan-resnet` only: statistics of the generator's normalisation when it draws: the batch's, as published, so that
+    a picture depends on its batch, or running ones."""
 
 
 def main(argv: list[str]) -> int:
@@ -61,6 +64,8 @@ def _model(args: PretrainArgs) -> Description:
         own = {"ngf": args.nf, "ndf": args.nf, "classes": args.classes}
     else:
         own = {"dim": args.nf, "classes": args.classes}
+    if args.arch == "wgan-resnet":
+        own["statistics"] = args.statistics
     try:
         return describe({**common, **own})
     except ValueError as error:

@@ -15,8 +15,8 @@ from ..models.architecture import Description
 from ..models.catalogue import architecture, build_discriminator, build_generator
 from ..models.config import ModelConfig
 from ..models.source import SourcePair
-from ..models.transfer import adapter_parameters, copy_source, freeze, modulate_blocks
-from .base import Group, Networks, TransferMethod, trained
+from ..models.transfer import adapter_parameters, copy_source, modulated_state
+from .base import Group, Networks, TransferMethod, freeze_groups, trained
 from .config import TrainConfig
 from .transfergan import copy_discriminator, source_generator_state
 
@@ -51,12 +51,7 @@ class AdaFM(TransferMethod):
     def structure(self, model: Description, config: TrainConfig) -> Networks:
         _check_groups(config)
         networks = Networks(build_generator(model), build_discriminator(model), model)
-        try:
-            modulate_blocks(networks.generator, model, config.freeze_g)
-            freeze(networks.generator, model, config.freeze_g)
-            freeze(networks.discriminator, model, config.freeze_d)
-        except ValueError as error:
-            raise SourceError(f"--freeze-g {config.freeze_g} --freeze-d {config.freeze_d}: {error}") from error
+        freeze_groups(networks, model, config, modulate=True)
         release(networks.generator)
         return networks
 
@@ -73,10 +68,7 @@ class AdaFM(TransferMethod):
         copied = state
         if architecture(source.cfg.arch).modulate is not None:
             # The family's modulated layers hold other tensors than its plain ones: those of the source, modulated.
-            plain = build_generator(source.cfg)
-            copy_source(plain, state)
-            modulate_blocks(plain, source.cfg, config.freeze_g)
-            copied = plain.state_dict()
+            copied = modulated_state(source.cfg, state, config.freeze_g)
         log(copy_source(networks.generator, copied, config.copy).summary("generator"))
         copy_discriminator(networks.discriminator, source, config, log)
         if config.head == "source":

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..errors import SourceError
 from ..models.architecture import Description
 from ..models.source import SourcePair
-from ..models.transfer import LEFT_BY_GMDN
+from ..models.transfer import LEFT_BY_GMDN, freeze, modulate_blocks
 from .config import TrainConfig
 
 
@@ -108,6 +109,22 @@ class TransferMethod(ABC):
         ``average`` is the generator's weight average; ``sources`` reads the sources of the run.
         """
         return None
+
+
+def freeze_groups(networks: Networks, model: Description, config: TrainConfig, modulate: bool = False) -> None:
+    """Freeze groups 1 to ``freeze_g`` of G and 1 to ``freeze_d`` of D, counted from the image side; with ``modulate``
+    the convolutions of those of G get gamma and beta.
+
+    Raises:
+        SourceError: a network has fewer groups.
+    """
+    try:
+        if modulate:
+            modulate_blocks(networks.generator, model, config.freeze_g)
+        freeze(networks.generator, model, config.freeze_g)
+        freeze(networks.discriminator, model, config.freeze_d)
+    except ValueError as error:
+        raise SourceError(f"--freeze-g {config.freeze_g} --freeze-d {config.freeze_d}: {error}") from error
 
 
 def trained(module: nn.Module) -> list[str]:

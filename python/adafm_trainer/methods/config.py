@@ -128,6 +128,9 @@ class TrainConfig:
     classes: int = 0
     """Classes of the target: an unconditional source becomes conditional (family wgan-resnet; `gan-memory`: every
     source); 0 keeps the source's, and takes no labels in `gan-memory`."""
+    conditioning: Literal["batchnorm", "concatenate"] = "batchnorm"
+    """How the generator that --classes makes conditional takes its label: through tables of its normalisations, or
+    joined to the latent."""
     class_weight: float = 1.0
     """Weight of an auxiliary classifier's cross entropy, in both networks' losses."""
     transfer: Literal["both", "generator", "discriminator", "none"] = "both"

@@ -18,8 +18,7 @@ from ..models.memory_config import PUBLISHED_EMBEDDING, MemoryConfig
 from ..models.memory_file import FILE, describe_bank
 from ..models.memory_lowrank import rank_penalty
 from ..models.source import SourcePair
-from ..models.transfer import freeze
-from .base import Group, Networks, TransferMethod, trained
+from .base import Group, Networks, TransferMethod, freeze_groups, trained
 from .config import TrainConfig
 from .transfergan import source_generator_state
 
@@ -82,11 +81,7 @@ class GanMemory(TransferMethod):
 
     def structure(self, model: MemoryConfig, config: TrainConfig) -> Networks:
         networks = Networks(MemoryGenerator(model), MemoryDiscriminator(model), model)
-        try:
-            freeze(networks.generator, model, config.freeze_g)
-            freeze(networks.discriminator, model, config.freeze_d)
-        except ValueError as error:
-            raise SourceError(f"--freeze-g {config.freeze_g} --freeze-d {config.freeze_d}: {error}") from error
+        freeze_groups(networks, model, config)
         return networks
 
     def initialise(

@@ -15,7 +15,7 @@ from ..models.mined_pair import MinedConfig
 from ..models.miners import BigGANMiner
 from ..models.multi_mine import MultiMinedGenerator
 from ..models.source import SourcePair
-from ..models.transfer import adapter_parameters, copy_source, freeze, modulate_blocks
+from ..models.transfer import adapter_parameters, copy_source, freeze, modulate_blocks, modulated_state
 from .base import Group, Networks, TransferMethod, trained
 from .config import TrainConfig
 from .transfergan import copy_discriminator, source_generator_state
@@ -150,10 +150,7 @@ class MineGAN(TransferMethod):
         state = source_generator_state(source, config, log)
         if config.stage2 != "adafm":
             return state
-        plain = build_generator(source.cfg)
-        copy_source(plain, state)
-        modulate_blocks(plain, source.cfg, config.freeze_g)
-        return plain.state_dict()
+        return modulated_state(source.cfg, state, config.freeze_g)
 
     @staticmethod
     def _generators(networks: Networks) -> list[nn.Module]:

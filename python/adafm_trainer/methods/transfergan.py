@@ -12,8 +12,8 @@ from ..errors import SourceError
 from ..models.architecture import Description
 from ..models.catalogue import architecture, build_discriminator, build_generator
 from ..models.source import SourcePair
-from ..models.transfer import copy_source, freeze
-from .base import Group, Networks, TransferMethod, trained
+from ..models.transfer import copy_source
+from .base import Group, Networks, TransferMethod, freeze_groups, trained
 from .config import TrainConfig
 
 
@@ -39,7 +39,7 @@ class TransferGAN(TransferMethod):
                 f"--classes {config.classes}: the source {what}, and only an unconditional one of family wgan-resnet "
                 f"becomes conditional; use --classes {source.classes}"
             )
-        return conditional.describe(source, config.classes)
+        return conditional.describe(source, config.classes, config.conditioning)
 
     def structure(self, model: Description, config: TrainConfig) -> Networks:
         networks = Networks(build_generator(model), build_discriminator(model), model)
@@ -54,11 +54,7 @@ class TransferGAN(TransferMethod):
                 f"--transfer {config.transfer} --reg {config.reg}: the generator starts at random and has no "
                 "source weights to be held near; leave --reg out"
             )
-        try:
-            freeze(networks.generator, model, config.freeze_g)
-            freeze(networks.discriminator, model, config.freeze_d)
-        except ValueError as error:
-            raise SourceError(f"--freeze-g {config.freeze_g} --freeze-d {config.freeze_d}: {error}") from error
+        freeze_groups(networks, model, config)
         return networks
 
     def initialise(

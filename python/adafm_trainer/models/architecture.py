@@ -37,11 +37,11 @@ class Description(Protocol):
 class Conditional:
     """How an unconditional pair of a family becomes a conditional one that computes the same for every label.
 
-    ``describe(source, classes)`` gives the new description, ``convert(network, state, description)`` a network's
-    tensors under the new names and shapes; network is generator, average or discriminator.
+    ``describe(source, classes, conditioning)`` gives the new description, ``convert(network, state, description)`` a
+    network's tensors under the new names and shapes; network is generator, average or discriminator.
     """
 
-    describe: Callable[[Any, int], Description]
+    describe: Callable[[Any, int, str], Description]
     convert: Callable[[str, State, Any], State]
 
 

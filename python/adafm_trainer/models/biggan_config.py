@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .description import from_json
 from .spectral import SpectralNorm
 
 BOTTOM = 4
@@ -148,14 +149,7 @@ class BigGANConfig:
         Raises:
             ValueError: an unknown field, no ``size``, or an inadmissible value.
         """
-        if not isinstance(values, dict):
-            raise ValueError(f"the model description is a {type(values).__name__}; expected a JSON object")
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(values.keys() - set(known)):
-            raise ValueError(f"unknown field {', '.join(unknown)} in the model description; known: {', '.join(known)}")
-        if "size" not in values:
-            raise ValueError("the model description lacks size")
-        return cls(**values)
+        return from_json(cls, values)
 
     @property
     def _chunks(self) -> int:

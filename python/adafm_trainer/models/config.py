@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from .description import from_json
+
 GPGAN_FAMILIES = ("resnet", "resnet2", "resnet3", "resnet4")
 SIDE_FACTORS = {"resnet2": 32, "resnet3": 64, "resnet4": 64}
 
@@ -88,15 +90,7 @@ class ModelConfig:
         Raises:
             ValueError: an unknown field, a required field that is absent, or an inadmissible value.
         """
-        if not isinstance(values, dict):
-            raise ValueError(f"the model description is a {type(values).__name__}; expected a JSON object")
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        if unknown := sorted(values.keys() - known.keys()):
-            raise ValueError(f"unknown field {', '.join(unknown)} in the model description; known: {', '.join(known)}")
-        required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
-        if missing := [name for name in required if name not in values]:
-            raise ValueError(f"the model description lacks {', '.join(missing)}")
-        return cls(**values)
+        return from_json(cls, values)
 
 
 def check_side(family: str, size: int) -> None:

@@ -12,7 +12,7 @@ from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
 from ..errors import SourceError
 from .architecture import Description
-from .catalogue import architecture, groups
+from .catalogue import architecture, build_generator, groups
 from .groups import group_parameters
 
 # Modules that copy policy gmdn leaves at random.
@@ -109,6 +109,14 @@ def modulate_blocks(generator: nn.Module, cfg: Description, count: int) -> list[
             replaced = kind.from_module(layer, freeze=False) if family.modulate is None else family.modulate(layer)
             generator.set_submodule(name, replaced)
     return modulated
+
+
+def modulated_state(cfg: Description, state: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """A source generator's tensors after ``modulate_blocks``: under the names, and with the values, of its layers."""
+    generator = build_generator(cfg)
+    copy_source(generator, state)
+    modulate_blocks(generator, cfg, count)
+    return generator.state_dict()
 
 
 def adapter_parameters(module: nn.Module) -> list[str]:

@@ -65,8 +65,8 @@ def _check(network: str, state: State, cfg: WganResNetConfig) -> None:
             )
 
 
-def _described(source: WganResNetConfig, classes: int) -> WganResNetConfig:
-    return dataclasses.replace(source, classes=classes)
+def _described(source: WganResNetConfig, classes: int, conditioning: str) -> WganResNetConfig:
+    return dataclasses.replace(source, classes=classes, conditioning=conditioning)
 
 
 CONDITIONAL = Conditional(_described, conditional_from)
