@@ -8,64 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from modulation import normal
+from planned import Count, Net, gradients_of, images, modulation, network, same, twice
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafm_kernels import ModulationPlan, PlanAdam
-from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
+from adafm_kernels.nn import AdaFMConv2d, AdaFMLinear
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-
-class Net(nn.Module):
-    """Every kind of layer, odd and even channel counts, 1x1, 3x3, 4x4 and transposed filters."""
-
-    def __init__(self):
-        super().__init__()
-        self.image = AdaFMConv2d(3, 8, 3, padding=1)
-        self.body = nn.Sequential(nn.LeakyReLU(), AdaFMConv2d(8, 5, 1, bias=False), AdaFMConv2d(5, 16, 4, padding=2))
-        self.up = AdaFMConvTranspose2d(16, 4, 4, 2, 1)
-        self.head = AdaFMLinear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.up(self.body(self.image(x))).mean((2, 3)))
-
-
-def network(device="cpu", dtype=torch.float64, seed=0):
-    net = Net().to(dtype)
-    for number, parameter in enumerate(net.parameters()):
-        parameter.data.copy_(normal(parameter.shape, dtype, seed=seed + number) * 0.3)
-    for module in net.modules():
-        if hasattr(module, "gamma"):
-            module.gamma.data.add_(1.0)
-    return net.to(device)
-
-
-def images(device="cpu", dtype=torch.float64, seed=99):
-    return normal((2, 3, 6, 6), dtype, device, seed)
-
-
-def modulation(net):
-    return [p for name, p in net.named_parameters() if name.endswith(("gamma", "beta"))]
-
-
-def gradients_of(net):
-    return {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
-
-
-def same(actual, expected, **tolerances):
-    assert actual.keys() == expected.keys()
-    for name, want in expected.items():
-        assert (actual[name] is None) == (want is None), name
-        if want is not None:
-            torch.testing.assert_close(actual[name], want, msg=lambda text, name=name: f"{name}: {text}", **tolerances)
-
-
-def twice(net, x):
-    """Two forwards and backwards, as one step of a discriminator has."""
-    net(x).square().sum().backward()
-    net(2 * x).sin().sum().backward()
 
 
 def test_equals_autograd_to_rounding(target):
@@ -123,18 +73,6 @@ def test_weights_are_read_without_a_copy():
             F.conv2d(x, plan.weights["image"], net.image.bias, padding=1)
     names = {event.key for event in trace.key_averages()}
     assert not names & {"aten::copy_", "aten::contiguous", "aten::clone", "aten::_to_copy"}, names
-
-
-class Count(TorchDispatchMode):
-    """Calls of torch operators by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_one_call_modulates_and_one_reduces():
@@ -438,116 +376,6 @@ def test_a_new_parameter_is_taken_in():
     plan.modulate()
     assert not plan.weights["up"].any()
     assert torch.equal(net(x)[0], net(x)[1])
-
-
-def adam_pair(target, steps=5):
-    """The network after some steps of PlanAdam, and after the same of reduce, Adam and an average kept by hand."""
-    device, decay = target.device, 0.9
-    net, plain, x = network(device), network(device), images(device)
-    for n in (net, plain):
-        n.body[1].gamma.requires_grad_(False)
-        n.head.beta.requires_grad_(False)
-    plan = ModulationPlan(net, backend=target.backend).attach()
-    plan.modulate()
-    optimizer = PlanAdam(plan, lr=1e-2, betas=(0.5, 0.9), average_decay=decay)
-    trained = [p for p in modulation(plain) if p.requires_grad]
-    reference = torch.optim.Adam(trained, lr=1e-2, betas=(0.5, 0.9))
-    averages = {name: p.detach().clone() for name, p in plain.named_parameters()}
-    for step in range(steps):
-        for group in (*optimizer.param_groups, *reference.param_groups):
-            group["lr"] = 1e-2 / (1 + step)
-        plan.zero_grad()
-        twice(net, x)
-        optimizer.step()
-        reference.zero_grad()
-        twice(plain, x)
-        reference.step()
-        for name, p in plain.named_parameters():
-            averages[name].lerp_(p.detach(), 1 - decay)
-    return net, plain, optimizer, averages, x
-
-
-def test_plan_adam_equals_adam(target):
-    net, plain, optimizer, averages, x = adam_pair(target)
-    for (name, found), want in zip(net.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
-    torch.testing.assert_close(net(x), plain(x), rtol=1e-10, atol=1e-10)
-    for name, (gamma, beta) in optimizer.averages().items():
-        torch.testing.assert_close(gamma.flatten(), averages[f"{name}.gamma"].flatten(), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(beta.flatten(), averages[f"{name}.beta"].flatten(), rtol=1e-10, atol=1e-12)
-
-
-def test_plan_adam_leaves_w_prime_up_to_date():
-    net = network(dtype=torch.float32)
-    plan = ModulationPlan(net).attach()
-    plan.modulate()
-    optimizer = PlanAdam(plan, lr=0.1)
-    plan.zero_grad()
-    net(images(dtype=torch.float32)).sum().backward()
-    optimizer.step()
-    with Count() as count:
-        weights = plan.modulate()
-    assert not [name for name in count.names if name.startswith("adafm")]
-    layer = net.up
-    torch.testing.assert_close(weights["up"].detach(), (layer.gamma * layer.weight + layer.beta).detach())
-
-
-def test_plan_adam_resumes_bit_for_bit():
-    def run(net, plan, optimizer, steps):
-        for _ in range(steps):
-            plan.zero_grad()
-            net(images(dtype=torch.float32)).square().sum().backward()
-            optimizer.step()
-
-    def start():
-        net = network(dtype=torch.float32)
-        plan = ModulationPlan(net).attach()
-        plan.modulate()
-        return net, plan, PlanAdam(plan, lr=0.01, average_decay=0.99)
-
-    whole = start()
-    run(*whole, 6)
-    half = start()
-    run(*half, 3)
-    saved = copy.deepcopy((half[0].state_dict(), half[2].state_dict()))
-    resumed = start()
-    resumed[0].load_state_dict(saved[0])
-    resumed[1].modulate()
-    resumed[2].load_state_dict(saved[1])
-    run(*resumed, 3)
-    for found, want in zip(resumed[0].parameters(), whole[0].parameters(), strict=True):
-        assert torch.equal(found, want)
-    assert torch.equal(resumed[2].average, whole[2].average)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_step_is_captured_in_a_cuda_graph():
-    net, plain = network("cuda", torch.float32), network("cuda", torch.float32)
-    x = images("cuda", torch.float32)
-    plan, expected = ModulationPlan(net).attach(), ModulationPlan(plain).attach()
-    for p in (plan, expected):
-        p.modulate()
-        p.zero_grad()
-    optimizer, reference = PlanAdam(plan, lr=0.01), PlanAdam(expected, lr=0.01)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            net(x).sum().backward()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        plan.zero_grad()
-        net(x).square().sum().backward()
-        optimizer.launch()
-    for _ in range(4):
-        optimizer.prepare()
-        graph.replay()
-        expected.zero_grad()
-        plain(x).square().sum().backward()
-        reference.step()
-    for found, want in zip(modulation(net), modulation(plain), strict=True):
-        torch.testing.assert_close(found, want)
 
 
 class TestBadInput:
