@@ -1,4 +1,4 @@
-"""ModulationPlan and PlanAdam: equal to the layers' own autograd and to torch.optim.Adam, whatever happens to them."""
+"""ModulationPlan: equal to the layers' own autograd, whatever happens to the layers."""
 
 import copy
 import io
