@@ -5,6 +5,7 @@ Importing the package starts no CUDA, imports no Triton, compiles nothing and lo
 
 from . import _ops_arena as _ops_arena
 from . import nn
+from .adam import FusedAdam
 from .adapt import (
     adafm_state_dict,
     inject,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendChoice",
+    "FusedAdam",
     "ModulationPlan",
     "PlanAdam",
     "__version__",

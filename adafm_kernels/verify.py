@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .family import modulate_lowrank, modulate_many, modulate_normalized, modulate_per_sample
 from .functional import modulate
+from .verify_adam import verify_adam
 from .verify_arena import verify_arena
 from .verify_check import Check, compare, normal
 
@@ -118,7 +119,7 @@ def verify(backend: str, device: str) -> list[Check]:
     """Compare one backend on one device with float64, op by op. Errors of the backend itself are not caught."""
     pairs = [(MODULATE, case) for case in CASES] + [(op, case) for op in FAMILY for case in FAMILY_CASES]
     checks = [check for op, case in pairs for check in _verify_case(op, case, backend, device)]
-    return checks + verify_arena(backend, device)
+    return checks + verify_arena(backend, device) + verify_adam(backend, device)
 
 
 def _verify_case(op: Op, case: Case, backend: str, device: str) -> list[Check]:

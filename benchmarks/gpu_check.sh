@@ -28,7 +28,7 @@ TOTAL=570 BUILD_LIMIT=220 CPP_LIMIT=40 PYTEST_LIMIT=120 SANITIZER_LIMIT=25 OP_LI
 STEP_LEAST=60
 STEP=(--cases "adafm-128,modulated-256" --ways "published,switched,leaf,graphs" --rounds 7)
 TRAINER_NEEDS="numpy, PIL, safetensors, tyro"
-CPP_TESTS=(kernels_test_cuda arena_test_cuda layers_test_cuda)
+CPP_TESTS=(kernels_test_cuda adam_test_cuda arena_test_cuda layers_test_cuda)
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 
 say() { echo "gpu_check: [${SECONDS} s] $*"; }

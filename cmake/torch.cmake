@@ -17,7 +17,7 @@ if(torch_number VERSION_LESS 2.11)
 endif()
 message(STATUS "torch headers: ${ADAFM_TORCH_HEADERS}")
 
-add_library(adafm SHARED csrc/binding.cpp csrc/binding_many.cpp csrc/binding_variants.cpp)
+add_library(adafm SHARED csrc/binding.cpp csrc/binding_adam.cpp csrc/binding_many.cpp csrc/binding_variants.cpp)
 target_compile_options(adafm PRIVATE "-fmacro-prefix-map=${ADAFM_TORCH_DIR}/include/=")
 target_compile_definitions(adafm PRIVATE TORCH_TARGET_VERSION=0x020B000000000000)
 target_include_directories(adafm SYSTEM PRIVATE "${ADAFM_TORCH_DIR}/include")

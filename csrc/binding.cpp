@@ -144,6 +144,9 @@ STABLE_TORCH_LIBRARY(adafm_compiled, m) {
   m.def(
       "modulate_lowrank(Tensor weight, Tensor gamma, Tensor left, Tensor right, Tensor beta, ScalarType dtype,"
       " bool channels_last) -> Tensor");
+  m.def(
+      "adam_many(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] steps, Tensor[] rates, float beta1, float beta2, float eps, Tensor? skip) -> ()");
   m.def("cuda_available_in_library() -> bool");
   m.def("cuda_stream_symbol() -> bool");
 }

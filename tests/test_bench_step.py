@@ -172,6 +172,16 @@ def test_launches_are_counted():
     assert theirs["parts"]["generator"]["average"] >= 3 * len(start.generator)
 
 
+def test_three_step_sizes_share_the_calls():
+    """The demo's generator trains a head, gamma and beta, each with a step size of its own."""
+    demo = StepCase("demo", "the demo's pair", 2, None)
+    run = build(demo, OURS, "cpu", make_start(demo))
+    assert len({group["lr"] for group in run.step.G.optimizer.param_groups}) == 3
+    parts = count(run, "cpu")["parts"]
+    assert parts["generator"] == {"modulation": 1, "reduction": 1, "optimizer": 1, "average": 1}
+    assert sum(parts["discriminator"].values()) <= step_bars.MOST_CALLS
+
+
 def test_calls_are_told_apart_by_name():
     names = [
         "adafm_compiled::modulate_many_out",
@@ -180,7 +190,7 @@ def test_calls_are_told_apart_by_name():
         "aten::mul",
     ]
     assert named_calls([*names, "aten::_foreach_lerp_"]) == dict.fromkeys(named_calls([]), 1)
-    assert named_calls(["adafm::step_many"])["optimizer"] == 1
+    assert named_calls(["adafm::step_many", "adafm_compiled::adam_many"])["optimizer"] == 2
 
 
 def test_memory_that_modulation_may_take():

@@ -39,8 +39,8 @@ def test_json_and_verify(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["verified"] is True
     assert {row["backend"] for row in found["verify"]} >= {"reference", "compiled"}
-    for backend in ("reference", "compiled"):
-        assert {row["op"] for row in found["verify"] if row["backend"] == backend} == set(backends.OPS)
+    for backend, optimizer in (("reference", set()), ("compiled", {"adam_many"})):
+        assert {row["op"] for row in found["verify"] if row["backend"] == backend} == {*backends.OPS, *optimizer}
     assert {row["what"] for row in found["verify"] if row["op"].startswith("modulate_lowrank")} == {
         "value",
         *(f"{order} {name}" for order in ("d", "dd") for name in ("weight", "gamma", "beta", "u", "s", "v")),
@@ -116,6 +116,19 @@ def test_verify_sees_every_wrong_arena(monkeypatch, name, arena):
 
     monkeypatch.setattr(compiled, name, wrong)
     assert name in {check.op for check in verify.verify("compiled", "cpu") if not check.passed}
+
+
+@pytest.mark.parametrize("name", ["parameters", "exp_avgs", "exp_avg_sqs"])
+def test_verify_sees_a_wrong_optimizer(monkeypatch, name):
+    true = compiled.adam_many
+
+    def wrong(*args):
+        true(*args)
+        with torch.no_grad():
+            inspect.signature(true).bind(*args).arguments[name][-1].mul_(1.0001)
+
+    monkeypatch.setattr(compiled, "adam_many", wrong)
+    assert "adam_many" in {check.op for check in verify.verify("compiled", "cpu") if not check.passed}
 
 
 def test_verify_sees_nan(monkeypatch):

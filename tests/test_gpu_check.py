@@ -52,7 +52,7 @@ CMAKE = """#!/usr/bin/env bash
 echo "cmake $*"
 [[ -z "${BROKEN_BUILD:-}" ]] || { echo "error: no such kernel"; exit 1; }
 mkdir -p "$BUILD/tests/cpp"
-for name in kernels_test_cuda arena_test_cuda layers_test_cuda; do
+for name in kernels_test_cuda adam_test_cuda arena_test_cuda layers_test_cuda; do
   printf '#!/usr/bin/env bash\\n%s\\n' "${CPP_TEST:-echo 7 results equal the reference}" >"$BUILD/tests/cpp/$name"
   chmod +x "$BUILD/tests/cpp/$name"
 done

@@ -206,6 +206,26 @@ def step_many(
     )
 
 
+def adam_many(
+    parameters: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    rates: list[Tensor],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    skip: Tensor | None,
+) -> None:
+    """One step of Adam on every parameter, in place; csrc/include/adafm/adam_many.h."""
+    torch.ops.adafm_compiled.adam_many.default(
+        parameters, grads, exp_avgs, exp_avg_sqs, steps, rates, beta1, beta2, eps, skip
+    )
+    # The op's own writes are not seen by autograd.
+    torch.autograd.graph.increment_version([*parameters, *exp_avgs, *exp_avg_sqs])
+
+
 def _given(parameter: Tensor | None, default: float, weight: Tensor, samples: int | None = None) -> Tensor:
     """The parameter, or the default as ``[O, I]`` (``[N, O, I]``) with zero strides."""
     if parameter is not None:

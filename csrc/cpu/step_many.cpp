@@ -4,29 +4,11 @@
 
 #include "adafm/modulate.h"
 #include "adafm/modulate_backward.h"
+#include "adam.h"
 #include "blocks.h"
 
 namespace adafm {
 namespace cpu {
-
-// step_many.h says what the numbers are.
-template <class acc_t>
-struct Hyper {
-  acc_t rate, beta1, beta2, eps, correction1, correction2, decay;
-};
-
-// `count` neighbouring values of gamma or beta, with their gradients.
-template <class acc_t>
-ADAFM_CLONES void adam(const Hyper<acc_t>& h, const acc_t* __restrict__ gradient, int64_t count, acc_t* __restrict__ p,
-                       acc_t* __restrict__ m, acc_t* __restrict__ v) {
-  const acc_t rest1 = 1 - h.beta1, rest2 = 1 - h.beta2;
-  for (int64_t q = 0; q < count; ++q) {
-    const acc_t d = gradient[q];
-    m[q] = std::fma(h.beta1, m[q], rest1 * d);
-    v[q] = std::fma(h.beta2, v[q], rest2 * d * d);
-    p[q] -= h.rate * (m[q] * h.correction1) / (std::sqrt(v[q] * h.correction2) + h.eps);
-  }
-}
 
 template <class acc_t>
 ADAFM_CLONES void follow(acc_t decay, const acc_t* __restrict__ p, int64_t count, acc_t* __restrict__ average) {
@@ -42,7 +24,8 @@ int step_pairs(const StepManyArgs& args, const ArenaLayer& layer, int64_t first,
   const Shape shape = shape_of(layer);
   const Strides strides(Layout::kChannelsLast, shape);
   const acc_t* numbers = static_cast<const acc_t*>(args.hyper);
-  const Hyper<acc_t> hyper{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6]};
+  const AdamNumbers<acc_t> hyper{numbers[0],     numbers[1], 1 - numbers[1], numbers[2],
+                                 1 - numbers[2], numbers[3], numbers[4],     numbers[5]};
   const void* weight = element_at(args.weight, args.weight_type, layer.weight);
   acc_t sums[2][kSpan];
   const bool fixed[2] = {(layer.flags & kFixedGamma) != 0, (layer.flags & kFixedBeta) != 0};
@@ -72,7 +55,7 @@ int step_pairs(const StepManyArgs& args, const ArenaLayer& layer, int64_t first,
            static_cast<acc_t*>(args.exp_avg_sq) + at + first);
     }
     if (args.average != nullptr) {
-      follow(hyper.decay, rows[part] + first, last - first, static_cast<acc_t*>(args.average) + at + first);
+      follow(numbers[6], rows[part] + first, last - first, static_cast<acc_t*>(args.average) + at + first);
     }
   }
   if (args.out == nullptr) {

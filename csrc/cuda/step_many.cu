@@ -5,6 +5,7 @@
 // (with_pair); all other combinations and unaligned arenas share Any<float>, and Any<double> for float64 weights, pair
 // by pair.
 #include "adafm/step_many.h"
+#include "adam.cuh"
 #include "modulate.cuh"
 #include "modulate_backward.cuh"
 #include "tile.cuh"
@@ -28,40 +29,17 @@ struct StepProblem {
   Target<grad_t> out;
 };
 
+// step_many.h says what the numbers are.
 template <class acc_t>
 struct Hyper {
-  acc_t rate, beta1, beta2, eps, correction1, correction2, decay;
+  AdamNumbers<acc_t> adam;
+  acc_t decay;
 
   __device__ __forceinline__ explicit Hyper(const acc_t* h)
-      : rate(__ldg(h)),
-        beta1(__ldg(h + 1)),
-        beta2(__ldg(h + 2)),
-        eps(__ldg(h + 3)),
-        correction1(__ldg(h + 4)),
-        correction2(__ldg(h + 5)),
+      : adam{__ldg(h),     __ldg(h + 1), acc_t(1) - __ldg(h + 1), __ldg(h + 2), acc_t(1) - __ldg(h + 2), __ldg(h + 3),
+             __ldg(h + 4), __ldg(h + 5)},
         decay(__ldg(h + 6)) {}
 };
-
-template <class acc_t>
-__device__ __forceinline__ void adam(const Hyper<acc_t>& h, acc_t d, acc_t& p, acc_t& m, acc_t& v) {
-  m = fma(h.beta1, m, (acc_t(1) - h.beta1) * d);
-  v = fma(h.beta2, v, (acc_t(1) - h.beta2) * d * d);
-  p -= h.rate * (m * h.correction1) / (sqrt(v * h.correction2) + h.eps);
-}
-
-// Buffers that the kernel writes.
-__device__ __forceinline__ void read_vector(const float* source, float (&x)[kVector]) {
-  const float4 low = reinterpret_cast<const float4*>(source)[0];
-  const float4 high = reinterpret_cast<const float4*>(source)[1];
-  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-}
-
-__device__ __forceinline__ void read_vector(const double* source, double (&x)[1]) { x[0] = source[0]; }
-__device__ __forceinline__ void read_vector(const float* source, float (&x)[1]) { x[0] = source[0]; }
-__device__ __forceinline__ void write_vector(float* target, const float (&x)[kVector]) { store_vector(target, x); }
-__device__ __forceinline__ void write_vector(double* target, const double (&x)[1]) { target[0] = x[0]; }
-__device__ __forceinline__ void write_vector(float* target, const float (&x)[1]) { target[0] = x[0]; }
 
 // Neighbouring values of gamma or beta from element `at` on: `gradient` goes in, the new values come out in its place.
 template <class grad_t, class weight_t, class acc_t, int width>
@@ -75,7 +53,7 @@ __device__ __forceinline__ void update(const StepProblem<grad_t, weight_t>& p, c
     read_vector(p.exp_avg_sq + at, v);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
-      adam(h, gradient[j], values[j], m[j], v[j]);
+      adam(h.adam, gradient[j], values[j], m[j], v[j]);
     }
     write_vector(p.exp_avg + at, m);
     write_vector(p.exp_avg_sq + at, v);

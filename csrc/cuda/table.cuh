@@ -41,13 +41,13 @@ struct LayerShape {
 // own.
 inline bool fits_table(const Shape& shape) { return shape.pairs() * shape.taps < int64_t{1} << 31; }
 
-template <class layer_t>
+template <class layer_t, int64_t most = kMostLayers>
 struct Table {
-  layer_t layers[kMostLayers];
-  uint32_t first_block[kMostLayers + 1];  // and, last, the number of all blocks
+  layer_t layers[most];
+  uint32_t first_block[most + 1];  // and, last, the number of all blocks
   uint32_t count = 0;
 
-  bool full() const { return count == kMostLayers; }
+  bool full() const { return count == most; }
 
   void add(const layer_t& layer, int64_t threads) {
     first_block[0] = count == 0 ? 0 : first_block[0];
@@ -58,8 +58,8 @@ struct Table {
 };
 
 // The last layer whose first block is not behind this one.
-template <class layer_t>
-__device__ __forceinline__ uint32_t layer_of_block(const Table<layer_t>& table) {
+template <class layer_t, int64_t most>
+__device__ __forceinline__ uint32_t layer_of_block(const Table<layer_t, most>& table) {
   uint32_t low = 0, high = table.count;
   while (high - low > 1) {
     const uint32_t middle = (low + high) / 2;

@@ -1,4 +1,5 @@
 // The CUDA kernels as plain C++: this folder's cuda_runtime.h comes before the toolkit's.
+#include "cuda/adam_many.cu"
 #include "cuda/modulate.cu"
 #include "cuda/modulate_backward.cu"
 #include "cuda/modulate_lowrank.cu"

@@ -7,6 +7,7 @@
 #include "adafm/modulate_per_sample.h"
 #include "adafm/step_many.h"
 #include "reference.h"
+#include "reference_adam.h"
 
 namespace reference {
 
@@ -267,7 +268,8 @@ inline void step_many(const adafm::StepManyArgs& args) {
   const adafm::DType type = adafm::compute_type(args.weight_type);
   const auto round = [&](double x) { return round_to(type, x); };
   const auto hyper = [&](int64_t k) { return read(args.hyper, type, k); };
-  const double beta1 = hyper(1), beta2 = hyper(2);
+  const AdamNumbers numbers{hyper(0), hyper(1), round(1 - hyper(1)), hyper(2), round(1 - hyper(2)), hyper(3),
+                            hyper(4), hyper(5)};
   for (int64_t l = 0; l < args.layer_count; ++l) {
     const adafm::ArenaLayer& layer = args.layers[l];
     const int64_t pairs = layer.out_channels * layer.in_channels;
@@ -281,21 +283,14 @@ inline void step_many(const adafm::StepManyArgs& args) {
       const bool fixed = (layer.flags & (part ? adafm::kFixedBeta : adafm::kFixedGamma)) != 0;
       for (int64_t q = 0; q < pairs; ++q) {
         const int64_t e = part * args.stride + layer.pair + q;
-        const double d = read(sums.data(), type, part * pairs + q);
-        double p = read(args.parameters, type, e);
         if (!fixed) {
-          const double m = multiply_add(type, beta1, read(args.exp_avg, type, e), round(round(1 - beta1) * d));
-          const double v =
-              multiply_add(type, beta2, read(args.exp_avg_sq, type, e), round(round(round(1 - beta2) * d) * d));
-          const double rise = round(hyper(0) * round(m * hyper(4)));
-          p = round(p - round(rise / round(round(std::sqrt(round(v * hyper(5)))) + hyper(3))));
-          write(args.exp_avg, type, e, m);
-          write(args.exp_avg_sq, type, e, v);
-          write(args.parameters, type, e, p);
+          adam(type, numbers, read(sums.data(), type, part * pairs + q), args.parameters, args.exp_avg, args.exp_avg_sq,
+               e);
         }
         if (args.average != nullptr) {
           const double a = read(args.average, type, e);
-          write(args.average, type, e, multiply_add(type, round(1 - hyper(6)), round(p - a), a));
+          write(args.average, type, e,
+                multiply_add(type, round(1 - hyper(6)), round(read(args.parameters, type, e) - a), a));
         }
       }
     }

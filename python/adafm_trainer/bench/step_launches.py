@@ -81,7 +81,7 @@ def named_calls(names: Iterable[str]) -> dict[str, int]:
         part = _FUSED.get(name)
         namespace, _, op = name.partition("::")
         if namespace in _OURS:
-            part = "optimizer" if op.startswith("step") else "reduction" if "backward" in op else "modulation"
+            part = "optimizer" if op.startswith(("step", "adam")) else "reduction" if "backward" in op else "modulation"
         if part is not None:
             found[part] += 1
     return found

@@ -24,7 +24,8 @@ class Player:
     forwards and backwards. A step whose gradients are not finite is not taken.
 
     Args:
-        optimizer: a fused one (``torch.optim.Adam(..., fused=True)``): it skips a step by itself, on the device.
+        optimizer: a fused one (``FusedAdam``, ``torch.optim.Adam(..., fused=True)``): it skips a step by itself, on the
+            device.
         plan: of the network's AdaFM layers, attached; None: they modulate in every forward.
         scaler: for fp16.
         exchange: averages gradients over processes in place. It is given those of every trained parameter in the

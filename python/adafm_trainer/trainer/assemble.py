@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adafm_kernels import ModulationPlan
+from adafm_kernels import FusedAdam, ModulationPlan
 from adafm_kernels.nn import AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear
 
 from ..errors import SourceError
@@ -248,9 +248,8 @@ def _is_modulated(network: nn.Module) -> bool:
     return any(isinstance(m, (AdaFMConv2d, AdaFMConvTranspose2d, AdaFMLinear)) for m in network.modules())
 
 
-def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.optim.Adam:
+def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> FusedAdam:
     named = dict(module.named_parameters())
-    # Groups of one step size share a call.
     by_lr: dict[float, list[Tensor]] = {}
     for group in groups:
         if group.parameters:
@@ -261,9 +260,7 @@ def _adam(module: nn.Module, groups: list[Group], config: TrainConfig) -> torch.
             f"nothing is left to train in the {type(module).__name__}: every group is frozen; "
             "lower --freeze-g or --freeze-d"
         )
-    return torch.optim.Adam(
-        listed, lr=config.lr_g, betas=(float(config.beta1), float(config.beta2)), eps=config.adam_eps, fused=True
-    )
+    return FusedAdam(listed, lr=config.lr_g, betas=(float(config.beta1), float(config.beta2)), eps=config.adam_eps)
 
 
 def _load_exactly(network: nn.Module, state: dict[str, Tensor], prefix: str) -> None:

@@ -1,0 +1,120 @@
+"""``FusedAdam``: ``torch.optim.Adam`` in one launch whatever the number of step sizes."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+
+_TYPES = (torch.float32, torch.float64)
+
+
+class FusedAdam(torch.optim.Adam):
+    """Adam (Kingma and Ba, ICLR 2015, algorithm 1) on all parameter groups at once.
+
+    ``torch.optim.Adam(fused=True)`` makes a call for each group. Adaptation gives gamma, beta and a new head step sizes
+    of their own, so most of its launches are the optimizer's; here groups that differ in their ``lr`` alone share one.
+    State, ``state_dict``, learning-rate schedulers, ``torch.amp.GradScaler`` and ``capturable`` are those of
+    ``torch.optim.Adam``, and so are the results, to rounding: a state of either loads into the other.
+
+    What the launch does not cover is left to PyTorch's own, a call for each group: parameters that are not float32 or
+    float64, gradients in another memory order than their parameter or still scaled, weight decay, ``torch.compile``,
+    and devices that the compiled kernels do not serve. With ``optimizer.found_inf`` set to a number on the device, a
+    step is skipped there where it is not 0, without waiting for the device.
+
+    Args:
+        params: parameters, or groups of them with settings of their own.
+        lr: step size, a number, or with ``capturable`` a float32 tensor on the parameters' device.
+        betas, eps: as in ``torch.optim.Adam``.
+        capturable: every number that changes is read on the device, so a CUDA graph may hold the step.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        capturable: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, capturable=capturable, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient. Returns the closure's loss."""
+        if not self._covered():
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        skip = getattr(self, "found_inf", None)
+        for (device, _, beta1, beta2, eps), lists in self._calls().items():
+            there = None if skip is None else skip.to(device, torch.float32, non_blocking=True).reshape(())
+            backends.implementation(device, backends.forced_backend()).adam_many(*lists, beta1, beta2, eps, there)
+        return loss
+
+    def _covered(self) -> bool:
+        """Whether one launch does what the groups and gradients ask for."""
+        if getattr(self, "grad_scale", None) is not None or torch.compiler.is_compiling():
+            return False
+        for group in self.param_groups:
+            if group["weight_decay"] or group["amsgrad"] or group["maximize"] or not group["fused"]:
+                return False
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.dtype not in _TYPES or p.grad.dtype != p.dtype or p.grad.layout != p.layout:
+                    return False
+                if p.grad.stride() != p.stride() or not _fills_its_memory(p):
+                    return False
+                if not _served(p.device):
+                    return False
+                if not group["capturable"] and p.is_cuda and torch.cuda.is_current_stream_capturing():
+                    return False  # PyTorch's step says what is wrong.
+        return True
+
+    def _calls(self) -> dict[tuple, tuple[list[Tensor], ...]]:
+        """The op's six lists for every device, type, beta and epsilon."""
+        calls: dict[tuple, tuple[list[Tensor], ...]] = defaultdict(lambda: ([], [], [], [], [], []))
+        for group in self.param_groups:
+            found: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+            parameters, grads, exp_avgs, exp_avg_sqs, _, steps = found
+            self._init_group(group, *found)
+            beta1, beta2 = map(float, group["betas"])
+            rate = _rate(group["lr"])
+            for one in zip(parameters, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+                call = calls[one[0].device, one[0].dtype, beta1, beta2, float(group["eps"])]
+                for values, value in zip(call, (*one, rate), strict=True):
+                    values.append(value)
+        return calls
+
+
+def _rate(lr: float | Tensor) -> Tensor:
+    """The step size as the op takes it: on the device as it is, else a number on the CPU."""
+    return lr if isinstance(lr, Tensor) and lr.is_cuda else _number(float(lr))
+
+
+@functools.lru_cache(maxsize=64)
+def _number(lr: float) -> Tensor:
+    return torch.tensor(lr, dtype=torch.float64)
+
+
+def _fills_its_memory(p: Tensor) -> bool:
+    if p.is_contiguous():
+        return True
+    return 1 + sum((n - 1) * stride for n, stride in zip(p.shape, p.stride(), strict=True)) == p.numel()
+
+
+def _served(device: torch.device) -> bool:
+    return backends.choose(device.type, device.index, backends.forced_backend()).name == "compiled"
