@@ -76,7 +76,7 @@ class FusedAdam(torch.optim.Adam):
                     continue
                 if p.dtype not in _TYPES or p.grad.dtype != p.dtype or p.grad.layout != p.layout:
                     return False
-                if p.grad.stride() != p.stride() or not _fills_its_memory(p):
+                if not _same_order(p.grad, p) or not _fills_its_memory(p):
                     return False
                 if not _served(p.device):
                     return False
@@ -108,6 +108,11 @@ def _rate(lr: float | Tensor) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _number(lr: float) -> Tensor:
     return torch.tensor(lr, dtype=torch.float64)
+
+
+def _same_order(a: Tensor, b: Tensor) -> bool:
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return a.stride() == b.stride() or all(mine == other or size <= 1 for size, mine, other in strides)
 
 
 def _fills_its_memory(p: Tensor) -> bool:

@@ -211,6 +211,13 @@ def test_what_the_launch_does_not_cover_is_left_to_pytorch(why, change):
     assert calls(fused, PYTORCH) == 1
 
 
+def test_strides_of_single_elements_do_not_matter():
+    p = torch.randn(1, 6, 1, 1).to(memory_format=torch.channels_last).requires_grad_()
+    p.grad = torch.ones(6).as_strided((1, 6, 1, 1), (6, 1, 1, 1))
+    assert p.grad.stride() != p.stride()
+    assert calls(FusedAdam([p])) == 1
+
+
 def test_another_backend_leaves_the_step_to_pytorch():
     mine, theirs, fused, adam = pair()
     give_gradients(0, mine, theirs)
