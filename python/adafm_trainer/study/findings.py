@@ -102,9 +102,9 @@ def _on_manifold(part: Part, runner: Runner) -> list[Finding]:
             if not runner.diverged(run):
                 found = class_shares(runner.folder(run), classifier, runner.scale.classified)
             shares.append(None if found is None else sum(found[digit] for digit in target))
-        name = " and ".join(map(str, target))
-        rows.append(Row(f"digit {name}, source", "share", summary([sum(before[digit] for digit in target)])))
-        rows.append(Row(f"digit {name}, mined", "share", summary(shares)))
+        name = f"digit{'s' if len(target) > 1 else ''} {' and '.join(map(str, target))}"
+        rows.append(Row(f"{name}, source", "share", summary([sum(before[digit] for digit in target)])))
+        rows.append(Row(f"{name}, mined", "share", summary(shares)))
     mined = [value for row in rows if row.label.endswith("mined") for value in row.numbers["values"]]
     claim = f"Stage 1 alone puts more than {SHARE:.0%} of the samples into the target's class, with every seed"
     notes = [f"judged by a classifier that names {classifier.accuracy:.1%} of {classifier.tested} unseen digits"]
