@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from adafm_trainer.models.biggan_config import BigGANConfig
 from adafm_trainer.models.catalogue import build_discriminator, build_generator
 from adafm_trainer.models.source import load_pair, save_pair
 from adafm_trainer.models.wgan_config import WganResNetConfig
+from adafm_trainer.trainer import machine
 from adafm_trainer.trainer.checkpoint import load_checkpoint
 from adafm_trainer.trainer.dry_run import dry_run
 from adafm_trainer.trainer.load import load_run
@@ -150,3 +153,22 @@ def test_a_dry_run_measures_the_stage_that_trains_most(world: Path) -> None:
     alone = dry_run("minegan", dataclasses.replace(config, stage2_start=4))
     assert whole.held["optimizer state"] > alone.held["optimizer state"]
     assert whole.held["gradients"] > alone.held["gradients"]
+
+
+def test_the_commit_is_the_projects_own(tmp_path, monkeypatch):
+    """Installed inside another repository, the package has no commit."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    here = tmp_path / "site" / "machine.py"
+    here.parent.mkdir()
+    here.write_text("")
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.setattr(machine, "__file__", str(here))
+    assert (machine.commit(), machine.dirty()) == ("unknown", None)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "ours"], check=True)
+    assert machine.commit() != "unknown" and machine.dirty() is False
+    here.write_text("changed")
+    assert machine.dirty() is True

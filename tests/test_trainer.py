@@ -22,9 +22,13 @@ from adafm_trainer.models.gpgan import build_generator
 from adafm_trainer.models.source import load_pair
 from adafm_trainer.trainer.collapse import CollapseWatch
 from adafm_trainer.trainer.load import load_run
+from adafm_trainer.trainer.machine import commit, dirty
 from adafm_trainer.trainer.progress import duration
 from adafm_trainer.trainer.start import start_run
 from tiny import MODEL, digest, image_folder, settings, source_folder
+
+from adafm_kernels import __version__, which_backend
+from adafm_kernels.backends import OPS
 
 
 @pytest.fixture
@@ -100,6 +104,9 @@ def test_every_preset_runs_two_steps(world, method, faithful):
     assert last["step"] == 2 and math.isfinite(last["d_loss"]) and last["images"] == 8
     assert {p.name for p in run.iterdir()} >= {"config.yaml", "blocks.json", "environment.json", "reals.png", "log.txt"}
     assert (run / "adapter" / "adapter.safetensors").is_file() and (run / "report.html").is_file()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["adafm_kernels"] == __version__ and environment["git"] == {"commit": commit(), "dirty": dirty()}
+    assert environment["backends"] == dict.fromkeys(OPS, which_backend().name)
 
 
 def test_faithful_flag_and_overrides():

@@ -20,9 +20,9 @@ from ..errors import AdafmError, UsageError
 from ..methods.config import TrainConfig
 from ..methods.config_file import read_config
 from ..trainer.demo import demo_config
+from ..trainer.machine import facts
 from ..trainer.rundir import RunDirectory
 from ..trainer.start import resume_run, start_run
-from .machine import facts
 
 FAST, PLAIN = "bf16, plan", "fp32, autograd"
 WAYS = {

@@ -25,9 +25,9 @@ import torch
 
 from adafm_kernels.verify import verify
 
+from ..trainer.machine import facts
 from . import layer_cases, network_cases, variant_cases
 from .case import Case, CheckError, Compiling, Setup
-from .machine import facts
 from .measure import CONTROL, SECOND, Clock, CpuClock, Ratio, geometric_mean, measure, summarise
 from .op_table import table
 

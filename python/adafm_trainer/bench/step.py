@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
+from ..trainer.machine import facts
 from .case import CheckError
-from .machine import facts
 from .measure import OURS, SECOND
 from .step_bars import judge_bars
 from .step_cases import cases

@@ -17,7 +17,8 @@ from ..data.packaged import GENERATORS, packaged_file
 from ..errors import AdafmError, Interrupted, UsageError
 from ..metrics.extractors import efflite0_installed, get_extractor
 from ..trainer.checkpoint import write_atomic
-from ..trainer.rundir import RunDirectory, cpu_name
+from ..trainer.machine import commit, cpu_name
+from ..trainer.rundir import RunDirectory
 from ..trainer.signals import StopRequest
 from . import findings, parts, present
 from .images import require_packages
@@ -140,7 +141,7 @@ def _conditions(runner: Runner, seconds: dict[str, float]) -> str:
     scale = runner.scale
     return (
         f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, adafm_kernels "
-        f"{__version__}; {len(scale.seeds)} seeds, drawings and digits of 32 and 28 px, "
+        f"{__version__}, commit {commit()}; {len(scale.seeds)} seeds, drawings and digits of 32 and 28 px, "
         f"{scale.samples} samples an evaluation; {sum(seconds.values()) / 3600:.2f} hours of runs. "
         "Intervals are Student's for the mean over the seeds."
     )

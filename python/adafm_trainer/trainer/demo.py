@@ -21,9 +21,9 @@ from ..models.source import load_pair
 from ..report.report import write_report
 from .checkpoint import write_atomic
 from .evaluation import Evaluator
+from .machine import cpu_name
 from .precision import resolve_autocast, resolve_device, resolve_layout
 from .progress import Console, duration
-from .rundir import cpu_name
 from .start import start_run
 
 SOURCE = "bundled"

@@ -6,6 +6,9 @@ import json
 
 import torch
 
+from adafm_kernels import which_backend
+from adafm_kernels.backends import OPS
+
 from ..methods.base import Networks
 from ..methods.config import TrainConfig
 from ..models.source import SourcePair
@@ -48,6 +51,7 @@ def write_description(
             "device": str(assembly.device),
             "processes": parallel.world,
             "compute": compute,
+            "backends": {op: which_backend(op, assembly.device).name for op in OPS},
             "sources": [source.meta for source in sources],
         }
     )

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import DiskError, UsageError
 from .checkpoint import write_atomic
+from .machine import commit, cpu_name, dirty, versions
 
 
 class RunDirectory:
@@ -120,25 +121,15 @@ class RunDirectory:
                 picture.unlink()
 
     def write_environment(self, extra: Mapping[str, object]) -> None:
-        """environment.json: versions, device, command line, and what ``extra`` adds."""
+        """environment.json: versions, commit, machine, command line, and what ``extra`` adds."""
         environment = {
             "command": " ".join(sys.argv),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "python": platform.python_version(),
+            **versions(),
+            "git": {"commit": commit(), "dirty": dirty()},
             "platform": platform.platform(),
             "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
             **extra,
         }
         write_atomic(self.root / "environment.json", json.dumps(environment, indent=1))
-
-
-def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

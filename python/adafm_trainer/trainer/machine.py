@@ -1,4 +1,4 @@
-"""Where a measurement was taken: machine, versions, commit."""
+"""Where a run or a measurement took place: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import torch
 from adafm_kernels import __version__
 from adafm_kernels._library import build_info
 
-from ..trainer.rundir import cpu_name
-
 
 def facts(device: str) -> dict:
     """Machine, versions and commit, as JSON-ready values."""
@@ -25,13 +23,7 @@ def facts(device: str) -> dict:
         "cpu_level": build["cpu_level"] if build else missing,
         "load_average": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
-        "versions": {
-            "adafm_kernels": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "triton": _version("triton"),
-            "compiler": build["compiler"] if build else None,
-        },
+        "versions": {**versions(), "compiler": build["compiler"] if build else None},
         "commit": commit(),
         "dirty": dirty(),
     }
@@ -44,15 +36,40 @@ def facts(device: str) -> dict:
     return found
 
 
+def versions() -> dict[str, str | None]:
+    """Versions of what a result depends on; None for a package that is not there."""
+    return {
+        "adafm_kernels": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "triton": _version("triton"),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def commit() -> str:
     """Commit of the source tree this module lies in; "unknown" for an installed wheel."""
-    return _git("rev-parse", "--short", "HEAD") or "unknown"
+    return (_git("rev-parse", "--short", "HEAD") if _tracked() else None) or "unknown"
 
 
 def dirty() -> bool | None:
     """Whether tracked files differ from the commit; None where there is no commit."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = _git("status", "--porcelain", "--untracked-files=no") if _tracked() else None
     return None if status is None else bool(status)
+
+
+def _tracked() -> bool:
+    """Whether the repository around this file is this project's, not one that it is installed into."""
+    return _git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
 
 
 def _git(*arguments: str) -> str | None:
