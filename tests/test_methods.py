@@ -13,8 +13,11 @@ from adafm_trainer.cli.train import parse_config
 from adafm_trainer.errors import SourceError, UsageError
 from adafm_trainer.methods.config import TrainConfig
 from adafm_trainer.methods.presets import preset
+from adafm_trainer.models import biggan_layers, wgan_resnet
 from adafm_trainer.models.biggan_config import BigGANConfig
+from adafm_trainer.models.catalogue import build_generator
 from adafm_trainer.models.config import ModelConfig
+from adafm_trainer.models.dcgan import DCGANConfig
 from adafm_trainer.models.mnist import MnistConfig
 from adafm_trainer.models.source import load_pair
 from adafm_trainer.models.wgan_config import WganResNetConfig
@@ -22,7 +25,9 @@ from adafm_trainer.trainer.checkpoint import load_checkpoint
 from adafm_trainer.trainer.load import load_run
 from adafm_trainer.trainer.sampling import generate
 from adafm_trainer.trainer.start import resume_run, start_run
+from safetensors.torch import load_file
 from tiny import MODEL, digest, image_folder, settings, source_folder
+from torch import nn
 
 BIGGAN = BigGANConfig(size=32, ch=2, z_dim=8, classes=3, shared_dim=5, g_attention=(16,), d_attention=(16,))
 FAMILIES = {
@@ -71,6 +76,8 @@ def rows(folder: Path) -> list[dict]:
         ("mnist", "minegan", {"stage2_start": 2, "miner_dim": 3, "miner_init": "glorot", **CRITICS}),
         ("gpgan", "minegan", {"stage2_start": 2, "stage2": "adafm", "freeze_g": 2}),
         ("gpgan", "freezed", {"freeze_d": 2, "aug": "diffaug"}),
+        ("gpgan", "bsa", {"freeze_d": 1}),
+        ("biggan", "bsa", {"loss": "hinge"}),
         ("gpgan", "transfergan", {"aug": "ada", "reg": "l2sp", "reg_weight": 0.1}),
         ("gpgan", "adafm", {"freeze_g": 2, "reg": "ewc", "reg_weight": 10.0, "critic_steps": 2}),
         ("gpgan", "scratch", {"order": "discriminator-first", "adam_epsilon": "tensorflow"}),
@@ -88,12 +95,35 @@ def test_a_resumed_run_is_the_uninterrupted_one(world: Path, tmp_path: Path, fam
     assert images.shape[0] == 3 and images.isfinite().all() and images.abs().max() <= 1
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "dcgan"])
+def test_bsa_trains_a_scale_and_a_shift_of_every_channel(world: Path, tmp_path: Path, family: str) -> None:
+    """Filters and linear layers keep their bits; what is trained is of the channels' number, or makes that."""
+    if family == "dcgan":
+        source_folder(tmp_path / "dcgan", DCGANConfig(size=16, channels=3, ngf=4, ndf=4, z_dim=6))
+    source = tmp_path / "dcgan" if family == "dcgan" else world / family
+    folder = run(world, str(tmp_path / "run"), "bsa", source=str(source), loss="hinge")
+    before = load_file(source / "average.safetensors")
+    after = {k.removeprefix("generator."): v for k, v in tensors(folder).items() if k.startswith("generator.")}
+    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    added = after.keys() - before.keys()
+    if family in ("gpgan", "mnist"):
+        assert all(name.endswith(".bias") for name in moved) and moved
+        scales = {name: after[name] for name in added if name.endswith(".gamma")}
+        assert scales and all(s.shape[1:].numel() == 1 and not (s == 1).any() for s in scales.values())
+        assert all(not after[name].any() for name in added - scales.keys())
+    else:
+        network = build_generator(load_pair(source).cfg)
+        kinds = (nn.BatchNorm2d, wgan_resnet.BatchNorm, biggan_layers.BatchNorm, biggan_layers.ConditionalBatchNorm)
+        inside = tuple(f"{name}." for name, layer in network.named_modules() if isinstance(layer, kinds))
+        parameters = {name for name, _ in network.named_parameters()}
+        assert not added and {name for name in parameters if name.startswith(inside)} == moved & parameters
+        assert moved & parameters
+
+
 @pytest.mark.parametrize("family", ["gpgan", "biggan", "wgan-resnet"])
 def test_mining_leaves_every_bit_of_the_generator(world: Path, tmp_path: Path, family: str) -> None:
     folder = run(world, str(tmp_path / "run"), "minegan", source=str(world / family), stage2="none")
     _, model, average, _ = load_checkpoint(folder / "checkpoints")
-    from safetensors.torch import load_file
-
     source = load_file(world / family / "average.safetensors")
     for prefix, state in (("generator.generator.", model), ("generator.", average)):
         found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -138,8 +168,6 @@ def test_an_unconditional_source_becomes_conditional(world: Path, tmp_path: Path
 
 @pytest.mark.parametrize("transfer", ["both", "generator", "discriminator", "none"])
 def test_only_the_chosen_network_starts_from_the_source(world: Path, tmp_path: Path, transfer: str) -> None:
-    from safetensors.torch import load_file
-
     changes = {"source": str(world / "gpgan"), "seed": 5, "lr_g": 0.0, "lr_d": 0.0}
     folder = run(world, str(tmp_path / "run"), "transfergan", transfer=transfer, **changes)
     model = tensors(folder)
@@ -153,6 +181,8 @@ def test_only_the_chosen_network_starts_from_the_source(world: Path, tmp_path: P
     ("method", "changes", "error", "message"),
     [
         ("adafm", {"source": ("a", "b")}, UsageError, "2 sources were given, and `adafm train adafm` takes 1"),
+        ("bsa", {"freeze_g": 2}, SourceError, "--freeze-g is 2: bsa freezes every filter"),
+        ("bsa", {"copy": "gmdn"}, SourceError, "--copy gmdn leaves parts of the generator at random"),
         ("freezed", {"freeze_d": 0}, SourceError, "--freeze-d is 0: freezed freezes at least 1"),
         ("transfergan", {"transfer": "none", "freeze_g": 1}, SourceError, "starts at random must not be frozen"),
         ("transfergan", {"labels": "folders"}, UsageError, "makes no network here that is conditioned on labels"),

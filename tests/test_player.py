@@ -22,6 +22,7 @@ METHODS = {
     "adafm, new head": ("adafm", {"freeze_g": 2, "head": "new"}),
     "adafm, held first": ("adafm", {"freeze_g": 3, "adafm_start": 2}),
     "transfergan": ("transfergan", {}),
+    "bsa": ("bsa", {}),
     "scratch": ("scratch", {}),
 }
 
@@ -86,7 +87,7 @@ def test_plan_equals_autograd(tmp_path, source, name, modulated_discriminator):
             object.__setattr__(assembly.step.config, "micro_batch", micro_batch)
             planned = [player.plan is not None for player in (assembly.step.G, assembly.step.D)]
             assert planned == [
-                modulation == "plan" and method_name == "adafm",
+                modulation == "plan" and method_name in ("adafm", "bsa"),
                 modulation == "plan" and modulated_discriminator,
             ]
             rows = iterate(*built)

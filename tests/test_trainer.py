@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from adafm_trainer.methods.config_file import read_config, write_config
 from adafm_trainer.methods.presets import METHODS, preset
 from adafm_trainer.models.gpgan import build_generator
 from adafm_trainer.models.source import load_pair
+from adafm_trainer.models.wgan_config import WganResNetConfig
 from adafm_trainer.trainer.collapse import CollapseWatch
 from adafm_trainer.trainer.load import load_run
 from adafm_trainer.trainer.machine import commit, dirty
@@ -88,7 +90,7 @@ def test_bad_settings_name_flag_and_value(change, message):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("faithful", [False, True])
 def test_every_preset_runs_two_steps(world, method, faithful):
-    if faithful and method in ("freezed", "minegan"):
+    if faithful and method in ("freezed", "minegan", "bsa"):
         with pytest.raises(UsageError, match=f"there is no publication of {method} on gpgan"):
             preset(method, faithful)
         return
@@ -213,6 +215,52 @@ def test_too_many_frozen_groups_and_missing_source(world):
         image_path("nowhere")
     with pytest.raises(UsageError, match="starts from a source"):
         start_run("adafm", settings(world, "c", source=None))
+
+
+def test_a_subset_is_drawn_by_seed_from_what_is_not_withheld(world):
+    names = {}
+    for number, changes in enumerate(({"subset": 3}, {"subset": 5}, {"subset": 5, "seed": 1}, {})):
+        settled = settings(world, f"run{number}", steps=1, holdout=4, eval_every=-1, **changes)
+        run = start_run("transfergan", settled)
+        manifest = json.loads((run / "data_manifest.json").read_text())
+        names[number] = {image["name"] for image in manifest["training"]["images"]}
+        withheld = {image["name"] for image in manifest["evaluation"]["images"]}
+        assert len(names[number]) == changes.get("subset", len(names[number])) and not names[number] & withheld
+    assert names[0] < names[1] < names[3] and names[1] != names[2]
+    with pytest.raises(DataError, match=r"--subset 99: .* has \d+ images to train on; ask for fewer"):
+        start_run("transfergan", settings(world, "b", subset=99))
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "docs" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_recipes_of_the_target_size_sweep(world, path):
+    """Published settings of their method and family over which flags go."""
+    source = source_folder(world / "wgan", WganResNetConfig(size=16, dim=2, z_dim=6))
+    arguments = ["--source", str(source), "--data", "d", "--outdir", "o", "--batch", "8"]
+    method, config, model = parse_rerun(["--config", str(path), *arguments])
+    expected = {**preset(method, True, "wgan-resnet"), "batch": 8, "subset": config.subset}
+    assert {name: getattr(config, name) for name in expected} == expected and model is None
+    assert config.subset == int(path.stem.partition("-")[2].replace("k", "000").replace("m", "000000"))
+    assert config.data == "d" and method == path.stem.partition("-")[0]
+
+
+def test_a_recipe_trains(world, capsys):
+    (world / "recipe.yaml").write_text('# three of them\nmethod: "transfergan"\nsubset: 3\nsteps: 1\nbatch: 2\n')
+    flags = f"--source {world / 'source'} --data {world / 'images'} --device cpu --precision fp32 --eval-every -1"
+    command = ["train", "--config", str(world / "recipe.yaml"), *flags.split()]
+    assert cli.main([*command, "--outdir", str(world / "o")]) == 0
+    assert read_config(world / "o" / "config.yaml")[1].subset == 3
+    with pytest.raises(SystemExit) as stopped:
+        parse_rerun(command[1:])
+    assert stopped.value.code == 2 and "--outdir" in capsys.readouterr().err
+    (world / "recipe.yaml").write_text("subset: 3\n")
+    with pytest.raises(UsageError, match="missing method"):
+        parse_rerun(["--config", str(world / "recipe.yaml")])
+    (world / "recipe.yaml").write_text('method: "gan"\n')
+    with pytest.raises(UsageError, match="unknown method 'gan'"):
+        parse_rerun(["--config", str(world / "recipe.yaml")])
 
 
 def test_holdout_is_not_trained_on(world):

@@ -12,7 +12,7 @@ import tyro
 from ..errors import UsageError
 from ..locate import source_path
 from ..methods.config import TrainConfig
-from ..methods.config_file import read_config
+from ..methods.config_file import read_recipe
 from ..methods.presets import METHODS, preset
 from ..models.architecture import Description
 from ..models.catalogue import describe
@@ -101,22 +101,29 @@ def _family(argv: list[str]) -> str:
     return read_description(description).arch
 
 
-def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, Description]:
-    """A run's config.yaml with the other flags of ``argv`` applied: method, settings, description of the networks."""
+def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, Description | None]:
+    """A run's config.yaml, or a recipe, with the other flags of ``argv`` applied: method, settings, networks.
+
+    A recipe describes no networks: they are the source's, and what it leaves out is the preset's of its method for the
+    source's family, the published one where it says ``faithful: true``.
+    """
     joined = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     at = joined.index("--config")
     if at + 1 == len(joined):
-        raise UsageError("--config names no file; give a run's config.yaml")
+        raise UsageError("--config names no file; give a run's config.yaml or a recipe")
     path, rest = Path(joined[at + 1]), joined[:at] + joined[at + 2 :]
     if not path.is_file():
         raise UsageError(f"--config {path}: there is no such file")
-    method, config, model = read_config(path)
+    method, values, model = read_recipe(path)
+    if method not in METHODS:
+        raise UsageError(f"{path}: unknown method {method!r}; expected one of {', '.join(METHODS)}")
     if rest and rest[0] in METHODS:
         if rest[0] != method:
             raise UsageError(f"--config {path} is of method {method!r}, the command asks for {rest[0]!r}")
         rest = rest[1:]
-    args = parse(TrainArgs, "adafm train", rest, TrainArgs(**dataclasses.asdict(config)))
-    return method, args, describe(model)
+    before = {} if model is not None else preset(method, bool(values.get("faithful")), _family(rest))
+    start = TrainArgs(**{"data": tyro.MISSING, "outdir": tyro.MISSING, **before, **values})
+    return method, parse(TrainArgs, "adafm train", rest, start), None if model is None else describe(model)
 
 
 def _run(method: str, args: TrainArgs, model: Description | None = None, tasks: Sequence[Task] = ()) -> int:
@@ -137,5 +144,6 @@ def _usage() -> str:
     methods = "\n".join(f"  adafm train {name} --source S --data D --outdir RUN" for name in METHODS)
     methods += f"\n  adafm train {MEMORY} --source S --data NAME=FOLDER --data NAME=FOLDER ... --outdir TASKS"
     rest = "  adafm train --config RUN/config.yaml --outdir NEW\n  adafm train --resume RUN"
+    rest += "\n  adafm train --config RECIPE --source S --data D --outdir RUN     a file of settings over a preset"
     rest += "\n  adafm train METHOD ... --dry-run     memory and time of a step; writes nothing"
     return f"usage:\n{methods}\n{rest}\n\nadafm train METHOD --help lists the flags of a method."

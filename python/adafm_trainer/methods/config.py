@@ -191,6 +191,8 @@ class TrainConfig:
     """Held-out images of the target: a folder or a zip. Without it --holdout or the training images are used."""
     holdout: int = 0
     """Images of --data withheld from training and used for evaluation when --eval-data is not given."""
+    subset: int = 0
+    """Train on this many of the images of --data, drawn by --seed after --holdout; 0: on all of them."""
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates after the last step only, -1 never."""
     eval_samples: int = 500
@@ -222,7 +224,7 @@ class TrainConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         starts = ("adafm_start", "stage2_start", "mining_warmup")
-        for name in ("freeze_g", "freeze_d", *starts, "warmup", "holdout", "classes", *weights):
+        for name in ("freeze_g", "freeze_d", *starts, "warmup", "holdout", "subset", "classes", *weights):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")
         if (self.reg == "none") != (self.reg_weight == 0):

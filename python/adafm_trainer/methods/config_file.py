@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from .config import TrainConfig
@@ -24,16 +25,31 @@ def read_config(path: Path) -> tuple[str, TrainConfig, dict]:
     Raises:
         UsageError: an unknown, repeated or missing key, or a value that is not JSON; with file, line and nearest name.
     """
-    known = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    values: dict[str, object] = {}
+    method, values, model = read_recipe(path)
+    required = [field.name for field in dataclasses.fields(TrainConfig) if field.default is dataclasses.MISSING]
+    missing = [] if model is not None else ["model"]
+    if missing := [*missing, *(name for name in required if name not in values)]:
+        raise UsageError(f"{path}: missing {', '.join(missing)}")
+    assert model is not None
+    return method, TrainConfig(**values), model
+
+
+def read_recipe(path: Path) -> tuple[str, dict[str, Any], dict | None]:
+    """Method, settings and, where the file has one, model description of a file in which only ``method`` has to be.
+
+    Raises:
+        UsageError: an unknown or repeated key, no method, or a value that is not JSON; with file, line, nearest name.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)} | {"method", "model"}
+    values: dict[str, Any] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         key, separator, text = line.partition(":")
         if not separator:
             raise UsageError(f"{path}:{number}: expected `key: value`, found {line!r}")
-        if key not in known and key not in ("method", "model"):
-            near = difflib.get_close_matches(key, [*known, "method", "model"], 1)
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1)
             raise UsageError(f"{path}:{number}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if key in values:
             raise UsageError(f"{path}:{number}: key {key!r} appears twice")
@@ -41,11 +57,9 @@ def read_config(path: Path) -> tuple[str, TrainConfig, dict]:
             values[key] = json.loads(text)
         except json.JSONDecodeError as error:
             raise UsageError(f"{path}:{number}: the value of {key!r} is not JSON: {text.strip()!r}") from error
-    required = ["method", "model", *(n for n, f in known.items() if f.default is dataclasses.MISSING)]
-    if missing := [name for name in required if name not in values]:
-        raise UsageError(f"{path}: missing {', '.join(missing)}")
-    method, model = values.pop("method"), values.pop("model")
-    if not isinstance(method, str) or not isinstance(model, dict):
+    if "method" not in values:
+        raise UsageError(f"{path}: missing method")
+    method, model = values.pop("method"), values.pop("model", None)
+    if not isinstance(method, str) or not (model is None or isinstance(model, dict)):
         raise UsageError(f"{path}: `method` must be a string and `model` a mapping")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return method, TrainConfig(**values), model
+    return method, {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}, model

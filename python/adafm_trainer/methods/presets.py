@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import UsageError
 
-METHODS = ("adafm", "transfergan", "minegan", "gan-memory", "freezed", "scratch")
+METHODS = ("adafm", "transfergan", "minegan", "gan-memory", "freezed", "bsa", "scratch")
 
 # What a family is trained with, whatever the method. A critic with a gradient penalty at interpolates wants several
 # steps for each of the generator's, all on fresh images.
@@ -22,6 +22,7 @@ _DEFAULTS: dict[str, dict] = {
     # gamma starts at the filters' deviations, some hundredths, where adafm starts at 1.
     "gan-memory": {"batch": 8, "steps": 1200, "lr_gamma": 1e-3, "lr_beta": 1e-3},
     "freezed": {"batch": 8, "steps": 1200, "freeze_d": 3},
+    "bsa": {"batch": 8, "steps": 1200},
     "scratch": {"lr_g": 1e-3, "lr_d": 1e-3, "r1_gamma": 30.0, "saturation": 0.1, "data_scale": 0.95, "ema": 0.999},
 }
 # What a method's recipe for GP-GAN sets, and other families do not take over.

@@ -35,7 +35,7 @@ def load_data(config: TrainConfig, model: Description, say: Console, parallel: P
     """Training images and, where there are any, held-out ones; those of --eval-data on rank 0 alone, which evaluates.
 
     Raises:
-        DataError: a set cannot be read, or --holdout leaves too few images to train on.
+        DataError: a set cannot be read, --holdout leaves too few images to train on, or --subset asks for too many.
     """
 
     def load(path: str) -> ImageSet:
@@ -52,9 +52,11 @@ def load_data(config: TrainConfig, model: Description, say: Console, parallel: P
         labels, names = folder_labels(images.names, model.classes, config.data)
         say.line(f"{len(names)} classes: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
     if config.eval_data is not None:
+        images, labels = _subset(images, labels, config)
         reals = parallel.on_main("the evaluation images", partial(load, config.eval_data))
         return Data(images, reals, "heldout", labels)
     if config.holdout == 0:
+        images, labels = _subset(images, labels, config)
         return Data(images, images, "train", labels)
     if config.holdout > len(images) - 2:
         raise DataError(
@@ -62,7 +64,20 @@ def load_data(config: TrainConfig, model: Description, say: Console, parallel: P
         )
     order = torch.from_numpy(keyed.permutation(config.seed, "holdout", 0, len(images)))
     held, kept = order[: config.holdout].sort().values, order[config.holdout :].sort().values
-    return Data(images.select(kept), images.select(held), "heldout", None if labels is None else labels[kept])
+    reals = images.select(held)
+    images, labels = _subset(images.select(kept), None if labels is None else labels[kept], config)
+    return Data(images, reals, "heldout", labels)
+
+
+def _subset(images: ImageSet, labels: Tensor | None, config: TrainConfig) -> tuple[ImageSet, Tensor | None]:
+    """The --subset of the training images. A larger one holds a smaller one of the same seed."""
+    if config.subset == 0:
+        return images, labels
+    if config.subset > len(images):
+        raise DataError(f"--subset {config.subset}: {config.data} has {len(images)} images to train on; ask for fewer")
+    order = torch.from_numpy(keyed.permutation(config.seed, "subset", 0, len(images)))
+    kept = order[: config.subset].sort().values
+    return images.select(kept), None if labels is None else labels[kept]
 
 
 def check_data(run: RunDirectory, data: Data, allow: bool) -> None:
