@@ -91,6 +91,23 @@ def test_commands_of_the_methods_run(tmp_path, monkeypatch):
     assert (tmp_path / "tasks.png").is_file() and (tmp_path / "runs" / "conditional" / "report.html").is_file()
 
 
+def test_miners_serve_any_generator():
+    (block,) = re.findall(r"^```python\n(.*?)^```", METHODS, re.S | re.M)
+    given = {}
+
+    def generator(z, noise, constant):
+        given.update(z=z, noise=noise, constant=constant)
+        return constant.mean((1, 2, 3)) + z.mean(1) + sum(m.mean((1, 2, 3)) for m in noise)
+
+    names = {"torch": torch, "generator": generator}
+    exec(block, names)
+    assert given["z"].shape == (8, 512) and given["constant"].shape == (8, 512, 4, 4)
+    assert [tuple(m.shape) for m in given["noise"]] == [(8, 1, side, side) for side in (4, 8, 16, 32)]
+    names["images"].sum().backward()
+    miners = [names[name] for name in ("codes", "maps", "constant")]
+    assert all(p.grad is not None for miner in miners for p in miner.parameters())
+
+
 def test_equivalent_of_modulate():
     signature, equivalent = python_blocks()[0].split("# equivalent to")
     names = {"weight": torch.randn(4, 3, 3, 3), "gamma": torch.randn(4, 3), "beta": torch.randn(4, 3)}
