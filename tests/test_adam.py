@@ -211,6 +211,22 @@ def test_what_the_launch_does_not_cover_is_left_to_pytorch(why, change):
     assert calls(fused, PYTORCH) == 1
 
 
+def test_a_group_that_is_not_covered_leaves_the_others_in_the_launch():
+    mine, theirs = leaves(), leaves()
+    listed = [[{"params": p[:3], "weight_decay": 0.1}, {"params": p[3:]}] for p in (mine, theirs)]
+    fused, adam = FusedAdam(listed[0], lr=0.1), torch.optim.Adam(listed[1], lr=0.1, fused=True)
+    fired = []
+    fused.register_step_post_hook(lambda *_: fired.append(1))
+    for step in range(2):
+        give_gradients(step, mine, theirs)
+        with Count() as count:
+            fused.step()
+        assert (count.names.count(OP), count.names.count(PYTORCH)) == (1, 1)
+        adam.step()
+    assert_alike(mine, theirs)
+    assert len(fired) == 2
+
+
 def test_strides_of_single_elements_do_not_matter():
     p = torch.randn(1, 6, 1, 1).to(memory_format=torch.channels_last).requires_grad_()
     p.grad = torch.ones(6).as_strided((1, 6, 1, 1), (6, 1, 1, 1))
