@@ -62,7 +62,10 @@ def _row(row: dict) -> str:
 
 
 def _number(value: float, counted: bool) -> str:
-    return f"{value:.0f}" if counted else f"{value:.3f}"
+    """Whole, or with three decimals; with three digits where those would be zeros."""
+    if counted:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def _series(label: str, rows: list[dict]) -> Series:
