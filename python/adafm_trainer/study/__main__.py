@@ -17,7 +17,7 @@ from ..data.packaged import GENERATORS, packaged_file
 from ..errors import AdafmError, Interrupted, UsageError
 from ..metrics.extractors import efflite0_installed, get_extractor
 from ..trainer.checkpoint import write_atomic
-from ..trainer.machine import commit, cpu_name
+from ..trainer.machine import cpu_name
 from ..trainer.rundir import RunDirectory
 from ..trainer.signals import StopRequest
 from . import findings, parts, present
@@ -117,7 +117,7 @@ def _write(runner: Runner, everything: tuple[Part, ...], skipped: list[str], res
     missing = [part.name for part in everything if part not in complete]
     result = {
         "name": "study",
-        "conditions": _conditions(runner, seconds),
+        "conditions": _conditions(runner, [run for part in complete for run in part.runs], seconds),
         "findings": found,
         "skipped": [*skipped, *(f"{name}, not (all) run" for name in missing if name != "outside" or not skipped)],
         "seconds": seconds,
@@ -137,12 +137,12 @@ def _write(runner: Runner, everything: tuple[Part, ...], skipped: list[str], res
     return result
 
 
-def _conditions(runner: Runner, seconds: dict[str, float]) -> str:
-    scale = runner.scale
+def _conditions(runner: Runner, runs: Sequence[Run], seconds: dict[str, float]) -> str:
+    scale, commits = runner.scale, sorted({runner.commit(run) for run in runs})
     return (
         f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, adafm_kernels "
-        f"{__version__}, commit {commit()}; {len(scale.seeds)} seeds, drawings and digits of 32 and 28 px, "
-        f"{scale.samples} samples an evaluation; {sum(seconds.values()) / 3600:.2f} hours of runs. "
+        f"{__version__}, runs of commit {', '.join(commits)}; {len(scale.seeds)} seeds, drawings and digits of 32 and "
+        f"28 px, {scale.samples} samples an evaluation; {sum(seconds.values()) / 3600:.2f} hours of runs. "
         "Intervals are Student's for the mean over the seeds."
     )
 

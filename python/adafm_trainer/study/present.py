@@ -44,7 +44,7 @@ def charts(study: dict) -> dict[str, str]:
                 drawn[name] = _alone(interval_chart(finding["claim"], bars, quantity), finding["claim"], ())
         if finding["curves"]:
             curves = [_series(label, rows) for label, rows in finding["curves"].items()]
-            title = f"{finding['claim']}: mean and range over the seeds"
+            title = f"{finding['claim']}; mean, range"
             figure = line_chart(title, curves, "step", finding["course"])
             drawn[f"{finding['part']}-{number:02d}-course.svg"] = _alone(figure, title, [s.label for s in curves])
     return drawn

@@ -96,6 +96,11 @@ class Runner:
                 break  # the last line of a killed run
         return rows
 
+    def commit(self, run: Run) -> str:
+        """The commit that the run was begun with, as it wrote it down."""
+        environment = json.loads((self.folder(run) / "environment.json").read_text(encoding="utf-8"))
+        return environment.get("git", {}).get("commit", "not recorded")
+
     def images(self, images: Images) -> Path:
         """The image set, made where it is not there."""
         outside = {}
