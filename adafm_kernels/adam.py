@@ -1,4 +1,4 @@
-"""``FusedAdam``: ``torch.optim.Adam`` in one launch whatever the number of step sizes."""
+"""``FusedAdam``: ``torch.optim.Adam`` in one call whatever the number of step sizes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tens
 class FusedAdam(torch.optim.Adam):
     """Adam (Kingma and Ba, ICLR 2015, algorithm 1) on all parameter groups at once.
 
-    ``torch.optim.Adam(fused=True)`` makes a call for each group. Adaptation gives gamma, beta and a new head step sizes
-    of their own, so most of its launches are the optimizer's; here groups that differ in their ``lr`` alone share one.
+    ``torch.optim.Adam(fused=True)`` makes a call for each group, and adaptation gives gamma, beta and a new head step
+    sizes of their own. Here groups that differ in their ``lr`` alone share a call: on the CPU one parallel region, on
+    CUDA for every 56 tensors one launch that updates them and one of a single block that counts their steps.
     State, ``state_dict``, learning-rate schedulers, ``torch.amp.GradScaler`` and ``capturable`` are those of
     ``torch.optim.Adam``, and so are the results, to rounding: a state of either loads into the other.
 

@@ -296,6 +296,7 @@ def test_a_step_is_captured_in_a_cuda_graph():
     fused.param_groups[1]["lr"] = torch.tensor(1e-3, device="cuda")
     give_gradients(0, mine, theirs)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         fused.step()
     torch.cuda.synchronize()
