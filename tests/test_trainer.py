@@ -255,6 +255,12 @@ def test_a_recipe_trains(world, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_rerun(command[1:])
     assert stopped.value.code == 2 and "--outdir" in capsys.readouterr().err
+    wgan = source_folder(world / "wgan", WganResNetConfig(size=16, dim=2, z_dim=6))
+    (world / "recipe.yaml").write_text(f'method: "transfergan"\nsource: {json.dumps([str(wgan)])}\n')
+    for more, faithful in (([], False), (["--faithful"], True)):
+        named = parse_rerun(["--config", str(world / "recipe.yaml"), "--data", "d", "--outdir", "o", *more])[1]
+        expected = preset("transfergan", faithful, "wgan-resnet")
+        assert {name: getattr(named, name) for name in expected} == expected and named.source == (str(wgan),)
     (world / "recipe.yaml").write_text("subset: 3\n")
     with pytest.raises(UsageError, match="missing method"):
         parse_rerun(["--config", str(world / "recipe.yaml")])

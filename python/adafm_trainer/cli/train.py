@@ -105,7 +105,7 @@ def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, Description | None]:
     """A run's config.yaml, or a recipe, with the other flags of ``argv`` applied: method, settings, networks.
 
     A recipe describes no networks: they are the source's, and what it leaves out is the preset's of its method for the
-    source's family, the published one where it says ``faithful: true``.
+    source's family, the published one where it or a flag says so.
     """
     joined = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     at = joined.index("--config")
@@ -121,7 +121,10 @@ def parse_rerun(argv: list[str]) -> tuple[str, TrainArgs, Description | None]:
         if rest[0] != method:
             raise UsageError(f"--config {path} is of method {method!r}, the command asks for {rest[0]!r}")
         rest = rest[1:]
-    before = {} if model is not None else preset(method, bool(values.get("faithful")), _family(rest))
+    named = values.get("source") or ()
+    sources = [f"--source={source}" for source in ((named,) if isinstance(named, str) else named)]
+    faithful = bool(values.get("faithful")) or "--faithful" in rest
+    before = {} if model is not None else preset(method, faithful, _family([*rest, *sources]))
     start = TrainArgs(**{"data": tyro.MISSING, "outdir": tyro.MISSING, **before, **values})
     return method, parse(TrainArgs, "adafm train", rest, start), None if model is None else describe(model)
 
