@@ -13,7 +13,7 @@ from adafm_trainer import cli
 from adafm_trainer.errors import UsageError
 from adafm_trainer.models.config import ModelConfig
 from adafm_trainer.models.gpgan import build_discriminator, build_generator
-from adafm_trainer.trainer.dry_run import GENERATOR, PENALISED, PLAIN, dry_run
+from adafm_trainer.trainer.dry_run import FAKES, GENERATOR, PENALISED, PLAIN, dry_run
 from adafm_trainer.trainer.memory import LiveMeter, SavedMeter
 from adafm_trainer.trainer.start import start_run
 from tiny import MODEL, image_folder, settings, source_folder
@@ -102,6 +102,14 @@ def test_a_penalty_in_every_step_leaves_no_plain_step(world):
     assert set(result.saved) == set(result.seconds) == {GENERATOR, PENALISED}
     assert result.held["modulation arenas"] > 0
     assert result.images_per_second == pytest.approx(4 / sum(result.seconds.values()))
+
+
+def test_images_made_for_the_discriminator_count(world):
+    result = dry_run("transfergan", settings(world, order="discriminator-first", critic_steps=3, r1_interval=1))
+    assert set(result.seconds) == {GENERATOR, FAKES, PENALISED} and result.saved[FAKES] == 0
+    seconds = result.seconds
+    iteration = seconds[GENERATOR] + 3 * (seconds[FAKES] + seconds[PENALISED])
+    assert result.images_per_second == pytest.approx(3 * 4 / iteration)
 
 
 def test_memory_that_does_not_suffice_names_the_remedy(world, monkeypatch):

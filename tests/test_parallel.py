@@ -14,6 +14,7 @@ import torch
 from adafm_trainer import cli, keyed
 from adafm_trainer.errors import DataError, UsageError
 from adafm_trainer.methods import method_by_name
+from adafm_trainer.models.source import SourcePair
 from adafm_trainer.trainer.assemble import assemble
 from adafm_trainer.trainer.parallel import Parallel
 from adafm_trainer.trainer.sampling import draw_latents
@@ -22,6 +23,7 @@ from ranks import run_ranks
 from tiny import MODEL, image_folder, settings, source_folder
 
 STEPS, BATCH = 6, 4
+SOURCE = SourcePair(MODEL, {}, {}, None, {})
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +47,7 @@ def train_in_float64(rank: int, method_name: str, changes: dict, poisoned: tuple
     with Parallel.from_environment(config.device, 20.0) as parallel:
         # Different on each rank until the broadcast.
         torch.manual_seed(rank)
-        networks = method.structure(MODEL, config)
+        networks = method.structure(method.target_model([SOURCE] * len(config.source), config), config)
         for network in (networks.generator, networks.discriminator):
             network.double()
             parallel.broadcast([*network.parameters(), *network.buffers()])
@@ -80,11 +82,14 @@ def assert_same(found: dict, expected: dict) -> None:
         torch.testing.assert_close(found["tensors"][name], tensor, rtol=1e-12, atol=1e-12, equal_nan=True, msg=name)
 
 
+COMPETING = {"source": ("a", "b"), "mining_warmup": 2, "stage2_start": 4, "freeze_d": 1, "miner_hidden": 8}
 VARIANTS = {
     "all-trained": ("scratch", {}),
     "released-in-mid-run": ("adafm", {"freeze_g": 2, "freeze_d": 1, "adafm_start": 3}),
     "released-in-mid-run-without-plan": ("adafm", {"freeze_g": 2, "adafm_start": 3, "modulation": "autograd"}),
     "penalty-alone-is-lazy": ("transfergan", {"freeze_g": 1, "r1_interval": 4, "reg_type": "real_fake"}),
+    "sources-compete-for-samples": ("minegan", {**COMPETING, "select": "sample-max"}),
+    "sources-compete-for-batches": ("minegan", {**COMPETING, "select": "batch-max", "batch_gpu": 1}),
     "in-parts": ("adafm", {"freeze_g": 2, "adafm_start": 3, "batch_gpu": 1, "saturation": 0.1}),
 }
 

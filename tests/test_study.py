@@ -62,6 +62,9 @@ def test_intervals_are_students():
     assert found["mean"] == 3.0 and found["median"] == 2.0
     half = 4.302653 * math.sqrt(7.0) / math.sqrt(3)
     assert found["high"] - 3.0 == pytest.approx(half, rel=1e-4) and 3.0 - found["low"] == pytest.approx(half, rel=1e-4)
+    low, high = (summary([0.1, 0.9, 0.9], share=True)[end] for end in ("low", "high"))
+    assert (low, high) == (0.0, 1.0) and summary([0.5, 0.6], share=True)["high"] == 1.0
+    assert summary([0.5, 0.52], share=True)["high"] == summary([0.5, 0.52])["high"]
     assert summary([1.0, None])["missing"] == 1 and summary([1.0, None])["low"] is None
     assert summary([None])["mean"] is None
     with pytest.raises(ValueError, match="11 seeds"):

@@ -146,9 +146,10 @@ class GanStep:
         with d.at_rest():
             g.begin()
             with self._autocast(z, config.autocast):
+                chosen = self._chosen(z, y)
                 for part, share in self._parts(z):
-                    labels = None if y is None else y[part]
-                    pre_tanh, aside = self._pre_tanh(z[part], labels, _taken(noise, part), share)
+                    labels = _of(y, part)
+                    pre_tanh, aside = self._pre_tanh(z[part], labels, _taken(noise, part), _of(chosen, part), share)
                     made = torch.tanh(pre_tanh)
                     logits, classes = self._look(self._seen(made, draws, part), labels)
                     with self._autocast(z, None):
@@ -172,9 +173,11 @@ class GanStep:
             self.G.plan.modulate()
         images = []
         with self._autocast(z, self.config.autocast):
+            chosen = self._chosen(z, y)
             for part, _ in self._parts(z):
-                labels = None if y is None else y[part]
-                images.append(torch.tanh(self._pre_tanh(z[part], labels, _taken(noise, part))[0]))
+                labels = _of(y, part)
+                made, _ = self._pre_tanh(z[part], labels, _taken(noise, part), _of(chosen, part))
+                images.append(torch.tanh(made))
         return _joined(images)
 
     def discriminator(
@@ -221,14 +224,25 @@ class GanStep:
             for player, saved in zip((self.G, self.D), state["scalers"], strict=True):
                 player.scaler.load_state_dict(saved)
 
+    def _chosen(self, z: Tensor, y: Tensor | None) -> Tensor | None:
+        """The source of each sample, of a G that chooses among several by what D says of them."""
+        network = self.G.network
+        if not hasattr(network, "choose"):
+            return None
+        return network.choose(z, self.D.network, y, [part for part, _ in self._parts(z)], self.G.exchange)
+
     def _pre_tanh(
-        self, z: Tensor, y: Tensor | None, noise: Sequence[Tensor] | None, share: float = 1.0
+        self,
+        z: Tensor,
+        y: Tensor | None,
+        noise: Sequence[Tensor] | None,
+        chosen: Tensor | None,
+        share: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """What G makes before tanh, and its loss beside the adversarial one, if any, of a ``share`` of the samples."""
         network = self.G.network
-        if not hasattr(network, "choose"):
+        if chosen is None:
             return network.pre_tanh(z, y, noise), None
-        chosen = network.choose(z, self.D.network, y)
         return network.pre_tanh(z, y, noise, chosen), network.selection_loss(z, chosen, share)
 
     def _look(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -248,7 +262,7 @@ class GanStep:
         losses, regs, r1s, said, classified = [], [], [], [], []
         for part, share in self._parts(images):
             x = images[part].detach().requires_grad_(penalised)
-            labels = None if y is None else y[part]
+            labels = _of(y, part)
             convolutions = ExplicitDoubleBackward() if penalised and config.explicit else nullcontext()
             with self._autocast(x, config.reg_autocast if penalised else config.autocast), convolutions:
                 logits, classes = self._look(self._seen(x, draws, part), labels)
@@ -310,6 +324,10 @@ def _total(parts: list[Tensor]) -> Tensor:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _of(values: Tensor | None, part: slice) -> Tensor | None:
+    return None if values is None else values[part]
 
 
 def _taken(noise: Sequence[Tensor] | None, part: slice) -> list[Tensor] | None:

@@ -28,8 +28,9 @@ class Player:
             device.
         plan: of the network's AdaFM layers, attached; None: they modulate in every forward.
         scaler: for fp16.
-        exchange: averages gradients over processes in place. It is given those of every trained parameter in the
-            network's order, zeros where a parameter had no part in the loss, so that all processes give the same.
+        exchange: averages tensors over processes in place. It is given the gradients of every trained parameter in the
+            network's order, zeros where a parameter had no part in the loss, so that all processes give the same; of a
+            network that chooses what runs, also which of them had one.
         anchor: holds parameters near where they started: adds to their gradients.
         penalty: adds to the gradients too; see ``TransferMethod.generator_penalty``.
 
@@ -99,9 +100,7 @@ class Player:
             self.plan.reduce()
         trained = self.trained()
         if self.exchange is not None:
-            for p in trained:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            self.exchange([p.grad for p in trained])
+            self._average(trained)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.anchor is not None:
@@ -117,6 +116,21 @@ class Player:
         self.optimizer.found_inf = (~finite).to(torch.float32)
         self.optimizer.step()
         return finite
+
+    def _average(self, trained: list[Tensor]) -> None:
+        """Average the gradients over the processes. What a choosing network ran on none of them keeps none, and so its
+        moments, as in one process."""
+        ran = torch.tensor([float(p.grad is not None) for p in trained])
+        for p in trained:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients = [p.grad for p in trained]
+        if not hasattr(self.network, "choose"):
+            self.exchange(gradients)
+            return
+        self.exchange([*gradients, ran])
+        for p, share in zip(trained, ran.tolist(), strict=True):
+            if share == 0:
+                p.grad = None
 
     def _prepare(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from ..errors import SourceError
 from .selecting import REDUCTIONS, drawn, selector_loss, updated_probability, winner_frequency
 
 SELECTORS = ("p", "head")
+Critic = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class SelectingMiner(nn.Module):
@@ -122,9 +123,27 @@ class MultiMinedGenerator(nn.Module):
             self.generators.eval()
         return self
 
-    def choose(self, z: Tensor, critic: Callable[[Tensor, Tensor | None], Tensor], y: Tensor | None = None) -> Tensor:
-        """Generators of latents in training, ``[B]``: the winners, or equal shares while ``warming``."""
-        return self.uniform(z) if self.warming else self.select(z, critic, y)
+    def choose(
+        self,
+        z: Tensor,
+        critic: Critic,
+        y: Tensor | None = None,
+        parts: Sequence[slice] = (slice(None),),
+        exchange: Callable[[list[Tensor]], None] | None = None,
+    ) -> Tensor:
+        """Generators of latents in training, ``[B]``: the winners, or equal shares while ``warming``.
+
+        ``parts`` are the samples that pass the networks at once. ``exchange`` averages tensors in place over the
+        processes that share a batch: what wins by the batch wins by all of it.
+        """
+        if self.warming:
+            return self.uniform(z)
+        scores = torch.cat([self.scores(z[part], critic, None if y is None else y[part]) for part in parts])
+        if exchange is not None and self.reduce == "batch_max":
+            mean = scores.double().mean(0)
+            exchange([mean])
+            scores = mean.expand(len(z), -1)
+        return REDUCTIONS[self.reduce](scores)
 
     def selection_loss(self, z: Tensor, index: Tensor, share: float = 1.0) -> Tensor | None:
         """What a step's choice ``index [B]`` teaches: moves p, and gives the selector's loss, or None without a head.
@@ -187,17 +206,20 @@ class MultiMinedGenerator(nn.Module):
             )
         return self.miners[0].selector_logits(self._u(z))
 
-    @torch.no_grad()
-    def select(self, z: Tensor, critic: Callable[[Tensor, Tensor | None], Tensor], y: Tensor | None = None) -> Tensor:
-        """Winners of latents ``z [B, z_dim]`` by ``critic(images, y) [B]``: int64 ``[B]``. No gradients are made.
+    def select(self, z: Tensor, critic: Critic, y: Tensor | None = None) -> Tensor:
+        """Winners of latents ``z [B, z_dim]`` by their ``scores``: int64 ``[B]``."""
+        return REDUCTIONS[self.reduce](self.scores(z, critic, y))
 
-        Every generator runs on every sample. Buffers (running statistics, vectors of a spectral norm) of all networks
-        are restored afterwards, those of the critic where it is a module.
+    @torch.no_grad()
+    def scores(self, z: Tensor, critic: Critic, y: Tensor | None = None) -> Tensor:
+        """``critic(images, y) [B]`` of every generator's images of latents ``z [B, z_dim]``: ``[B, N]``, no gradients.
+
+        Buffers (running statistics, vectors of a spectral norm) of all networks are restored afterwards, those of the
+        critic where it is a module.
         """
         u = self._u(z)
         with _buffers_kept(self), _buffers_kept(critic):
-            scores = [critic(torch.tanh(self._made(k, u, y)), y) for k in range(len(self.generators))]
-        return REDUCTIONS[self.reduce](torch.stack(scores, 1))
+            return torch.stack([critic(torch.tanh(self._made(k, u, y)), y) for k in range(len(self.generators))], 1)
 
     @torch.no_grad()
     def record(self, frequency: Tensor, share: float = 1.0) -> None:

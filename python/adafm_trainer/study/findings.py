@@ -13,6 +13,7 @@ from .plan import Part, Run
 from .runner import Runner
 
 SHARE, RELEVANT_P = 0.9, 0.8
+SHARES = ("coverage", "nearest_share")
 
 
 @dataclass
@@ -61,12 +62,12 @@ def find(part: Part, runner: Runner) -> list[Finding]:
 def _source(part: Part, runner: Runner) -> list[Finding]:
     """The classifier, and what the sources of digits draw."""
     classifier = _classifier(runner)
-    rows = [Row("classifier on digits it has not seen", "accuracy", summary([classifier.accuracy]))]
+    rows = [Row("classifier on digits it has not seen", "accuracy", summary([classifier.accuracy], share=True))]
     for run in part.runs:
         if run.name.startswith("source-digits-"):
             shares = class_shares(runner.folder(run), classifier, runner.scale.classified)
             own = sum(shares[digit] for digit in run.images.digits)
-            rows.append(Row(f"{run.name}: samples of its own digits", "share", summary([own])))
+            rows.append(Row(f"{run.name}: samples of its own digits", "share", summary([own], share=True)))
             rows.append(
                 Row(f"{run.name}: its rarest digit", "share", summary([min(shares[d] for d in run.images.digits)]))
             )
@@ -104,7 +105,7 @@ def _on_manifold(part: Part, runner: Runner) -> list[Finding]:
             shares.append(None if found is None else sum(found[digit] for digit in target))
         name = f"digit{'s' if len(target) > 1 else ''} {' and '.join(map(str, target))}"
         rows.append(Row(f"{name}, source", "share", summary([sum(before[digit] for digit in target)])))
-        rows.append(Row(f"{name}, mined", "share", summary(shares)))
+        rows.append(Row(f"{name}, mined", "share", summary(shares, share=True)))
     mined = [value for row in rows if row.label.endswith("mined") for value in row.numbers["values"]]
     claim = f"Stage 1 alone puts more than {SHARE:.0%} of the samples into the target's class, with every seed"
     notes = [f"judged by a classifier that names {classifier.accuracy:.1%} of {classifier.tested} unseen digits"]
@@ -136,7 +137,7 @@ def _off_manifold(part: Part, runner: Runner) -> list[Finding]:
             else class_shares(runner.folder(run), classifier, runner.scale.classified)[parts.RELEVANT[0]]
             for run in runs
         ]
-        rows.append(Row(label, "share classified as the target", summary(shares)))
+        rows.append(Row(label, "share classified as the target", summary(shares, share=True)))
     claim = f"Digit {parts.RELEVANT[0]} mined from a source of other digits, equal steps"
     return [Finding("off-manifold", claim, False, None, rows)]
 
@@ -190,10 +191,14 @@ def _probabilities(runner: Runner, runs: list[Run], labels: list[str]) -> tuple[
     courses = [{} if runner.diverged(run) else probabilities(runner.folder(run)) for run in runs]
     steps = sorted(set().union(*courses))
     curves = {
-        label: [{"step": step, **summary([c[step][k] if step in c else None for c in courses])} for step in steps]
+        label: [{"step": s, **summary([c[s][k] if s in c else None for c in courses], share=True)} for s in steps]
         for k, label in enumerate(labels)
     }
-    rows = [Row(label, "p", summary([c[max(c)][k] if c else None for c in courses])) for k, label in enumerate(labels)]
+    last = [c[max(c)] if c else None for c in courses]
+    rows = [
+        Row(label, "p", summary([None if p is None else p[k] for p in last], share=True))
+        for k, label in enumerate(labels)
+    ]
     return rows, curves
 
 
@@ -215,7 +220,7 @@ def _metric(runner: Runner, runs: list[Run], name: str) -> tuple[str, dict]:
     """Full name of a metric and its last values over runs that differ in their seed."""
     last = [None if runner.diverged(run) else runner.metrics(run)[-1] for run in runs]
     full = next((metric_name(row, name) for row in last if row is not None), name)
-    return full, summary([None if row is None else metric(row, name) for row in last])
+    return full, summary([None if row is None else metric(row, name) for row in last], share=name in SHARES)
 
 
 def _curve(runner: Runner, runs: list[Run]) -> list[dict]:

@@ -22,8 +22,9 @@ PROBABILITY = "generator.p"
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-def summary(values: Sequence[float]) -> dict:
-    """Values over the seeds with their median and mean; ``low`` and ``high``: Student's 95 % interval of the mean.
+def summary(values: Sequence[float], share: bool = False) -> dict:
+    """Values over the seeds with their median and mean; ``low`` and ``high``: Student's 95 % interval of the mean, that
+    of a ``share`` cut at 0 and 1.
 
     Values that are not there (None, of a run that diverged) are counted in ``missing``; the interval needs two.
     """
@@ -33,12 +34,15 @@ def summary(values: Sequence[float]) -> dict:
         return {**result, "median": None, "mean": None, "low": None, "high": None}
     if len(found) > len(_STUDENT) + 1:
         raise ValueError(f"{len(found)} seeds; intervals are known for up to {len(_STUDENT) + 1}")
-    mean, half = math.fsum(found) / len(found), math.nan
+    mean, low, high = math.fsum(found) / len(found), None, None
     if len(found) > 1:
         deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1))
         half = _STUDENT[len(found) - 2] * deviation / math.sqrt(len(found))
-    interval = {"low": mean - half, "high": mean + half} if len(found) > 1 else {"low": None, "high": None}
-    return {**result, "median": float(torch.tensor(found, dtype=torch.float64).quantile(0.5)), "mean": mean, **interval}
+        low, high = mean - half, mean + half
+        if share:
+            low, high = max(low, 0.0), min(high, 1.0)
+    median = float(torch.tensor(found, dtype=torch.float64).quantile(0.5))
+    return {**result, "median": median, "mean": mean, "low": low, "high": high}
 
 
 def metric(row: dict, name: str) -> float:

@@ -26,7 +26,7 @@ from .run_data import load_data
 from .rundir import RunDirectory
 from .start import resolve_run
 
-GENERATOR, PLAIN, PENALISED = "G step", "D step", "D step with penalty"
+GENERATOR, FAKES, PLAIN, PENALISED = "G step", "images for D", "D step", "D step with penalty"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class DryRun:
     ``held`` stays from step to step, by part; by phase, ``saved`` is the most that autograd keeps for the backward
     pass, ``passing`` what lives beside it at the phase's peak (gradients of maps, casts), ``seconds`` the time.
     ``predicted`` is what is held and what the largest phase adds; ``measured`` the peak over all steps, by
-    ``measured_by``. ``images_per_second`` counts a whole iteration with the penalty as often as the run takes it.
+    ``measured_by``. ``images_per_second`` counts a whole iteration: every discriminator step with the images made for it, the penalty
+    as often as the run takes it.
     """
 
     held: dict[str, int]
@@ -120,7 +121,9 @@ def measure(assembly: Assembly, config: TrainConfig, batch: Batch, peak: PeakMet
     autograd keeps and what else lives, one against the clock."""
     step = assembly.step
     interval = step.config.reg_interval
-    phases = [GENERATOR, PENALISED] if interval == 1 else [GENERATOR, PENALISED, PLAIN]
+    # With the generator first, the first discriminator step takes the images that its step has made.
+    made_apart = config.critic_steps - (config.order == "generator-first")
+    phases = [GENERATOR, *([FAKES] if made_apart else []), PENALISED, *([PLAIN] if interval > 1 else [])]
     known = [
         *assembly.networks.generator.parameters(),
         *assembly.networks.discriminator.parameters(),
@@ -134,7 +137,7 @@ def measure(assembly: Assembly, config: TrainConfig, batch: Batch, peak: PeakMet
         images = _run(assembly, phase, batch, images)
     saved, passing, seconds = {}, {}, {}
     for phase in phases:
-        player = step.G if phase == GENERATOR else step.D
+        player = step.G if phase in (GENERATOR, FAKES) else step.D
         with LiveMeter() as live, SavedMeter(known) as kept:
             images = _run(assembly, phase, batch, images)
         gradients = live.bytes_of(p.grad for p in player.network.parameters() if p.grad is not None)
@@ -147,7 +150,8 @@ def measure(assembly: Assembly, config: TrainConfig, batch: Batch, peak: PeakMet
         seconds[phase] = time.perf_counter() - start
     penalised = seconds[PENALISED]
     critic = (penalised + (interval - 1) * seconds.get(PLAIN, 0.0)) / interval
-    rate = config.critic_steps * len(batch.reals.images) / (seconds[GENERATOR] + config.critic_steps * critic)
+    iteration = seconds[GENERATOR] + made_apart * seconds.get(FAKES, 0.0) + config.critic_steps * critic
+    rate = config.critic_steps * len(batch.reals.images) / iteration
     held = held_bytes(assembly)
     held["inputs and images"] = batch.reals.images.nbytes + batch.latents.nbytes + images.nbytes
     return DryRun(held, saved, passing, seconds, peak.peak(), peak.what, rate)
@@ -180,15 +184,17 @@ def report(result: DryRun, assembly: Assembly, config: TrainConfig) -> str:
 
 def _run(assembly: Assembly, phase: str, batch: Batch, images: Tensor) -> Tensor:
     """One step of one kind; returns the generator's newest images."""
+    latents = batch.latents
     if phase == GENERATOR:
-        latents = batch.latents
         images = assembly.step.generator(latents.z, latents.y, latents.noise, batch.draws[0]).images
         assembly.average.update()
         return images
+    if phase == FAKES:
+        return assembly.step.fakes(latents.z, latents.y, latents.noise)
     # The penalty is taken where the count of discriminator steps is a multiple of its interval.
     assembly.step.d_steps = 0 if phase == PENALISED else 1
     draws = None if assembly.augment is None else batch.draws[1:]
-    assembly.step.discriminator(batch.reals.images, images, batch.reals.y, batch.latents.y, batch.mix, draws)
+    assembly.step.discriminator(batch.reals.images, images, batch.reals.y, latents.y, batch.mix, draws)
     return images
 
 
