@@ -9,7 +9,8 @@ import torch
 from adafm_trainer.errors import UsageError
 from adafm_trainer.methods import method_by_name
 from adafm_trainer.methods.player import Player
-from adafm_trainer.models.source import load_pair
+from adafm_trainer.models.dcgan import DCGANConfig
+from adafm_trainer.models.source import SourcePair, load_pair
 from adafm_trainer.trainer.assemble import assemble
 from adafm_trainer.trainer.skips import Skips
 from tiny import MODEL, settings, source_folder
@@ -151,6 +152,31 @@ def test_a_step_that_is_not_finite_leaves_everything():
     one.backward(one.network(torch.ones(1, 3)).sum())
     assert one.step()
     assert not torch.equal(before[0]["weight"], one.network.weight)
+
+
+def test_a_step_that_is_not_finite_moves_no_buffer(tmp_path):
+    model = DCGANConfig(size=16, z_dim=7, ngf=6, ndf=5)
+    networks = SourcePair(model, {}, None, None, {})
+    _, _, assembly = double_assembly(tmp_path, networks, "scratch")
+    step, pair = assembly.step, assembly.networks
+    z, real = torch.randn(4, 7, dtype=torch.float64), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+
+    def buffers():
+        return [[b.clone() for b in n.buffers() if b.is_floating_point()] for n in (pair.generator, pair.discriminator)]
+
+    def same(some, others):
+        return [all(torch.equal(a, b) for a, b in zip(*both, strict=True)) for both in zip(some, others, strict=True)]
+
+    start = buffers()
+    assert all(start)
+    bad = step.generator(z.index_fill(0, torch.tensor([1]), torch.nan))
+    assert not bad.finite and same(buffers(), start) == [True, True]
+    images = step.generator(z).images
+    after = buffers()
+    assert same(after, start) == [False, False]
+    assert not step.discriminator(real, torch.full_like(images, torch.inf)).finite
+    assert same(buffers(), after) == [True, True]
+    assert step.discriminator(real, images).finite and same(buffers(), after) == [True, False]
 
 
 def test_exchange_sees_every_trained_parameter():

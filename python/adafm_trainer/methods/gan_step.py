@@ -164,6 +164,7 @@ class GanStep:
                     losses.append(loss.detach())
                     images.append(made.detach())
             finite = g.step()
+            d.buffers.settle(finite)
         return GeneratorResult(_total(losses), _joined(images), finite)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from adafm_kernels import ModulationPlan
 
+from .moving import MovingBuffers
 from .regularise import Anchor
 
 Exchange = Callable[[list[Tensor]], None]
@@ -21,7 +22,7 @@ class Player:
 
     Trained are the parameters in ``optimizer`` that require a gradient at the time. With a ``plan`` the network's
     modulated weights are computed once for each optimizer step and their gradients reduced once, whatever the number of
-    forwards and backwards. A step whose gradients are not finite is not taken.
+    forwards and backwards. A step whose gradients are not finite is not taken, and its forwards leave no buffer moved.
 
     Args:
         optimizer: a fused one (``FusedAdam``, ``torch.optim.Adam(..., fused=True)``): it skips a step by itself, on the
@@ -60,6 +61,7 @@ class Player:
         self.network, self.optimizer, self.plan = network, optimizer, plan
         self.scaler, self.exchange, self.anchor = scaler, exchange, anchor
         self.penalty = penalty
+        self.buffers = MovingBuffers(network)
 
     def trained(self) -> list[Tensor]:
         """The parameters that the next step changes, in the network's order."""
@@ -72,7 +74,7 @@ class Player:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """The network computes, and gradients pass through it, but none are made for it. Those it had are dropped:
-        the other network's step has their memory."""
+        the other network's step has their memory. ``buffers.settle`` is to follow, by what becomes of that step."""
         trained = self.trained()
         for p in trained:
             p.requires_grad_(False)
@@ -109,6 +111,7 @@ class Player:
             self.penalty()
         gradients = [p.grad for p in trained if p.grad is not None]
         finite = torch.nn.utils.get_total_norm(gradients).isfinite()
+        self.buffers.settle(finite)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -133,6 +136,7 @@ class Player:
                 p.grad = None
 
     def _prepare(self) -> None:
+        self.buffers.remember()
         self.optimizer.zero_grad(set_to_none=True)
         if self.plan is not None:
             self.plan.modulate()

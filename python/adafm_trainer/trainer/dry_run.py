@@ -36,8 +36,8 @@ class DryRun:
     ``held`` stays from step to step, by part; by phase, ``saved`` is the most that autograd keeps for the backward
     pass, ``passing`` what lives beside it at the phase's peak (gradients of maps, casts), ``seconds`` the time.
     ``predicted`` is what is held and what the largest phase adds; ``measured`` the peak over all steps, by
-    ``measured_by``. ``images_per_second`` counts a whole iteration: every discriminator step with the images made for it, the penalty
-    as often as the run takes it.
+    ``measured_by``. ``images_per_second`` counts a whole iteration: every discriminator step with the images made for
+    it, the penalty as often as the run takes it.
     """
 
     held: dict[str, int]
