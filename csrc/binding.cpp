@@ -35,8 +35,9 @@ Tensor modulate(const Tensor& weight, const Tensor& gamma, const Tensor& beta, S
 
 // Backward: arguments, results, run. Results not asked for have shape [0].
 template <class run_t>
-std::tuple<Tensor, Tensor, Tensor> modulate_backward(const Tensor& grad, const Tensor& weight, const Tensor& gamma,
-                                                     bool need_weight, bool need_gamma, bool need_beta, run_t&& run) {
+std::tuple<Tensor, Tensor, Tensor> modulate_backward(const Tensor& grad, const Tensor& weight,
+                                                     const std::optional<Tensor>& gamma, bool need_weight,
+                                                     bool need_gamma, bool need_beta, run_t&& run) {
   constexpr const char* op = "adafm_compiled::modulate_backward";
   ModulateBackwardArgs args{};
   args.shape = weight_shape(weight, op);
@@ -47,12 +48,16 @@ std::tuple<Tensor, Tensor, Tensor> modulate_backward(const Tensor& grad, const T
   args.grad_layout = dense_layout(grad, op, "grad");
   args.weight_type = element_type(weight.scalar_type(), op, "weight");
   args.weight_layout = dense_layout(weight, op, "weight");
-  args.gamma = parameter_of(gamma, weight, op, "gamma");
+  ADAFM_CHECK(gamma.has_value() || !need_weight, op, ": gamma is missing, and grad_weight = gamma * grad needs it");
+  if (gamma.has_value()) {
+    args.gamma = parameter_of(*gamma, weight, op, "gamma");
+  }
 
   const std::vector<int64_t> none{0}, pairs{weight.size(0), weight.size(1)};
+  const ScalarType wide = weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor grad_weight = need_weight ? torch::stable::empty_like(weight) : torch::stable::new_empty(weight, none);
-  Tensor grad_gamma = torch::stable::new_empty(weight, need_gamma ? pairs : none, gamma.scalar_type());
-  Tensor grad_beta = torch::stable::new_empty(weight, need_beta ? pairs : none, gamma.scalar_type());
+  Tensor grad_gamma = torch::stable::new_empty(weight, need_gamma ? pairs : none, wide);
+  Tensor grad_beta = torch::stable::new_empty(weight, need_beta ? pairs : none, wide);
   if (args.shape.pairs() != 0 && (need_weight || need_gamma || need_beta)) {
     args.grad = grad.const_data_ptr();
     args.weight = weight.const_data_ptr();
@@ -71,8 +76,8 @@ Tensor modulate_on_cpu(Tensor weight, Tensor gamma, Tensor beta, ScalarType dtyp
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> modulate_backward_on_cpu(Tensor grad, Tensor weight, Tensor gamma, bool need_weight,
-                                                            bool need_gamma, bool need_beta) {
+std::tuple<Tensor, Tensor, Tensor> modulate_backward_on_cpu(Tensor grad, Tensor weight, std::optional<Tensor> gamma,
+                                                            bool need_weight, bool need_gamma, bool need_beta) {
   return modulate_backward(grad, weight, gamma, need_weight, need_gamma, need_beta,
                            [](const ModulateBackwardArgs& args) {
                              run_on_cpu(args.shape.pairs(), args.shape.taps,
@@ -87,8 +92,8 @@ Tensor modulate_on_cuda(Tensor weight, Tensor gamma, Tensor beta, ScalarType dty
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> modulate_backward_on_cuda(Tensor grad, Tensor weight, Tensor gamma, bool need_weight,
-                                                             bool need_gamma, bool need_beta) {
+std::tuple<Tensor, Tensor, Tensor> modulate_backward_on_cuda(Tensor grad, Tensor weight, std::optional<Tensor> gamma,
+                                                             bool need_weight, bool need_gamma, bool need_beta) {
   return modulate_backward(grad, weight, gamma, need_weight, need_gamma, need_beta,
                            [&](const ModulateBackwardArgs& args) {
                              run_on_cuda(weight, "adafm_compiled::modulate_backward",
@@ -113,7 +118,7 @@ bool cuda_stream_symbol() {
 STABLE_TORCH_LIBRARY(adafm_compiled, m) {
   m.def("modulate(Tensor weight, Tensor gamma, Tensor beta, ScalarType dtype, bool channels_last) -> Tensor");
   m.def(
-      "modulate_backward(Tensor grad, Tensor weight, Tensor gamma, bool need_weight, bool need_gamma, bool need_beta)"
+      "modulate_backward(Tensor grad, Tensor weight, Tensor? gamma, bool need_weight, bool need_gamma, bool need_beta)"
       " -> (Tensor, Tensor, Tensor)");
   m.def(
       "modulate_many(Tensor[] weights, Tensor[] gammas, Tensor[] betas, ScalarType dtype, int[] channels_last)"

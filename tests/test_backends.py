@@ -128,7 +128,19 @@ def test_the_compiled_op_really_runs():
         modulate(weight, gamma, beta).sum().backward()
     names = {event.key for event in profile.key_averages()}
     assert {"adafm_compiled::modulate", "adafm_compiled::modulate_backward"} <= names
-    assert not {name for name in names if name.startswith("aten::mul")}
+    # dgamma does not need gamma, so no gamma of ones is made up either.
+    assert not {name for name in names if name.startswith(("aten::mul", "aten::full"))}
+
+
+def test_the_compiled_backward_without_gamma():
+    weight, grad = inputs((4, 6, 3, 3))[0], torch.ones(4, 6, 3, 3)
+    op = torch.ops.adafm_compiled.modulate_backward.default
+    empty, d_gamma, d_beta = op(grad, weight, None, False, True, True)
+    assert empty.shape == (0,)
+    torch.testing.assert_close(d_gamma, weight.sum((2, 3)))
+    assert torch.equal(d_beta, torch.full((4, 6), 9.0))
+    with pytest.raises(RuntimeError, match="gamma is missing, and grad_weight = gamma"):
+        op(grad, weight, None, True, False, False)
 
 
 @pytest.mark.parametrize(

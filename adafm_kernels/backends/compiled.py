@@ -33,9 +33,8 @@ def modulate_backward(
 
     dW takes the weight's layout, which is ``memory_format`` by construction. Results not in ``mask`` have shape [0].
     """
-    return torch.ops.adafm_compiled.modulate_backward.default(
-        dense(grad), dense(weight), _given(gamma, 1.0, weight), *mask
-    )
+    gamma = _given(gamma, 1.0, weight) if mask[0] else None
+    return torch.ops.adafm_compiled.modulate_backward.default(dense(grad), dense(weight), gamma, *mask)
 
 
 def modulate_many(

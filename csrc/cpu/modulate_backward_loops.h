@@ -155,12 +155,16 @@ ADAFM_INLINE void sum_pairs(const ModulateBackwardArgs& args, int64_t begin, int
       for (int64_t first = 0; first < taps; first += kTileTaps) {
         const int64_t width = std::min(kTileTaps, taps - first);
         const grad_t* x = grad + i * grad_strides.pair + first * grad_strides.tap;
-        Taps<float> w{nullptr, 0};
+        const weight_t* w = kGamma ? weight + i * weight_strides.pair + first * weight_strides.tap : nullptr;
+        Taps<float> weight_taps{nullptr, 0};
         if (kGamma) {
-          w = tile_of<kTaps>(weight + i * weight_strides.pair + first * weight_strides.tap, weight_strides, width,
-                             count, weight_tile);
+          weight_taps = tile_of<kTaps>(w, weight_strides, width, count, weight_tile);
         }
-        add_taps<kTaps, kGamma>(tile_of<kTaps>(x, grad_strides, width, count, grad_tile), w, width, sums);
+        if (count == kBlock && grad_strides.pair == 1) {
+          add_taps<kTaps, kGamma>(Taps<grad_t>{x, grad_strides.tap}, weight_taps, width, sums);
+        } else {
+          add_taps<kTaps, kGamma>(tile_of<kTaps>(x, grad_strides, width, count, grad_tile), weight_taps, width, sums);
+        }
       }
       write_sums<kGamma>(args, sums, pair + i, count);
     }

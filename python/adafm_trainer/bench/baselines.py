@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 # Names of the ways to compute a case, beside those of measure.py.
 AUTHORS, BROADCAST, PARAMETRIZE = "authors", "broadcast", "parametrize"
-COMPILE, COMPILE_PACKED = "compile", "compile, prepacked"
+COMPILE, COMPILE_PACKED, COMPILE_BARE = "compile", "compile, prepacked", "compile, outside autograd"
 
 
 def authors(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

@@ -6,12 +6,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .baselines import COMPILE, cannot_compile, compiled
 from .measure import COPY, Method
+
+# Makes what is measured of a call of a compiled function.
+Use = Callable[[Callable[[], Any]], Callable[[], Any]]
 
 
 class CheckError(Exception):
@@ -27,17 +31,20 @@ class Compiling:
     spent: float = 0.0
     left_out: str | None = None
 
-    def method(self, name: str, function: Callable, *arguments) -> list[Method]:
-        """The compiled function, called once already; nothing where compiling is left out, and then why is kept."""
+    def method(self, name: str, function: Callable, *arguments, use: Use | None = None) -> list[Method]:
+        """The compiled function, or what ``use`` makes of its call, called once already; nothing where compiling is
+        left out, and then why is kept."""
         if reason := cannot_compile(self.device):
             self.left_out = reason
         elif self.spent >= self.limit:
             self.left_out = f"limited to {self.limit:g} s of compiling"
         else:
             start, fast = time.monotonic(), compiled(function)
-            fast(*arguments)
+            run = lambda: fast(*arguments)  # noqa: E731
+            run = run if use is None else use(run)
+            run()
             self.spent += time.monotonic() - start
-            return [Method(name, lambda: fast(*arguments))]
+            return [Method(name, run)]
         return []
 
 
@@ -55,9 +62,12 @@ class Setup:
         """Backends beside the compiled one that are measured on this device."""
         return ("triton",) if self.device == "cuda" else ()
 
-    def compiled_method(self, function: Callable, *arguments, name: str = COMPILE) -> list[Method]:
-        """``function(*arguments)`` under torch.compile, where that is among the ways."""
-        return self.compiling.method(name, function, *arguments)
+    def compiled_method(
+        self, function: Callable, *arguments, name: str = COMPILE, use: Use | None = None
+    ) -> list[Method]:
+        """``function(*arguments)`` under torch.compile, where that is among the ways; with ``use`` what it makes of
+        the call, such as the backward pass, is measured instead."""
+        return self.compiling.method(name, function, *arguments, use=use)
 
 
 @dataclass

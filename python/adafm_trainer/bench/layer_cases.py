@@ -15,7 +15,7 @@ from .arena import Arena, arena_op
 from .baselines import (
     AUTHORS,
     BROADCAST,
-    COMPILE,
+    COMPILE_BARE,
     COMPILE_PACKED,
     PARAMETRIZE,
     authors,
@@ -188,12 +188,15 @@ def _call_backward(setup: Setup, shape: shapes.Shape) -> Case:
     layer = Layer(setup, shape)
     (grad,) = layer.arena.views(layer.arena.random(BF16))
     moved = moved_backward(layer.arena, BF16)
-    leaves = layer.leaves()
+    leaves, own = layer.leaves(), layer.leaves()
     out = modulate(layer.weight, *leaves, dtype=BF16, memory_format=LAST, backend="compiled")
     methods = [
         Method(OURS, through_autograd(out, leaves, grad)),
         *_eager_backward(layer, grad),
-        *setup.compiled_method(backward, grad, layer.weight, name=COMPILE),
+        *setup.compiled_method(
+            stored(broadcast, BF16, LAST), layer.weight, *own, use=lambda call: through_autograd(call(), own, grad)
+        ),
+        *setup.compiled_method(backward, grad, layer.weight, name=COMPILE_BARE),
         Method(COPY, copy_of(moved, setup.device)),
     ]
     units = shape[2] * shape[3] + 2.0

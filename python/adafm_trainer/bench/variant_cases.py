@@ -13,7 +13,6 @@ from . import shapes
 from .baselines import (
     AUTHORS,
     BROADCAST,
-    COMPILE,
     COMPILE_PACKED,
     authors,
     broadcast,
@@ -271,17 +270,20 @@ def _tiny(setup: Setup) -> Iterator[Case]:
         Method(OURS, lambda: modulate(layer.weight, *leaves)),
         Method(AUTHORS, lambda: authors(layer.weight, *leaves)),
         Method(BROADCAST, lambda: broadcast(layer.weight, *leaves)),
-        *setup.compiled_method(broadcast, layer.weight, *leaves, name=COMPILE),
+        *setup.compiled_method(broadcast, layer.weight, *leaves),
         Method(COPY, copy_of(moved, setup.device)),
     ]
     yield Case("tiny forward", shapes.text(TINY), moved, forward, layer.truth)
-    expressions = [(OURS, modulate), (AUTHORS, authors), (BROADCAST, broadcast)]
-    both = [
-        Method(name, lambda form=form: torch.autograd.grad(form(layer.weight, *leaves), leaves, grad))
-        for name, form in expressions
-    ]
+
+    def differentiated(call: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: torch.autograd.grad(call(), leaves, grad)
+
     moved += moved_backward(layer.arena, torch.float32)
-    both.append(Method(COPY, copy_of(moved, setup.device)))
+    both = [
+        *(Method(method.name, differentiated(method.run)) for method in forward[:3]),
+        *setup.compiled_method(broadcast, layer.weight, *leaves, use=differentiated),
+        Method(COPY, copy_of(moved, setup.device)),
+    ]
     yield Case(
         "tiny forward + backward", shapes.text(TINY), moved, both, lambda: layer.sums(grad), TINY[2] * TINY[3] + 2.0
     )
