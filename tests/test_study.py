@@ -66,6 +66,7 @@ def test_intervals_are_students():
     assert (low, high) == (0.0, 1.0) and summary([0.5, 0.6], share=True)["high"] == 1.0
     assert summary([0.5, 0.52], share=True)["high"] == summary([0.5, 0.52])["high"]
     assert summary([1.0, None])["missing"] == 1 and summary([1.0, None])["low"] is None
+    assert summary([1.0, 2.0, None])["mean"] == 1.5 and summary([1.0, 2.0, None])["high"] is None
     assert summary([None])["mean"] is None
     with pytest.raises(ValueError, match="11 seeds"):
         summary([0.0] * 11)
@@ -248,6 +249,9 @@ def test_findings_become_a_table_and_charts_that_are_xml():
             y = float(node.get("y", 0))
             assert top <= y <= top + height and float(node.get("x", 0)) <= width
     assert len(re.findall("<polyline", drawn["transfer-00-course.svg"])) == 4
+    for row in result["findings"][0]["rows"]:
+        row["numbers"] = summary([2.0, 2.0])
+    assert "transfer-00-kid.svg" not in present.charts(result)
 
 
 def test_unknown_parts_are_refused_and_nothing_is_begun(tmp_path, capsys):

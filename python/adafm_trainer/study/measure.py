@@ -26,7 +26,8 @@ def summary(values: Sequence[float], share: bool = False) -> dict:
     """Values over the seeds with their median and mean; ``low`` and ``high``: Student's 95 % interval of the mean, that
     of a ``share`` cut at 0 and 1.
 
-    Values that are not there (None, of a run that diverged) are counted in ``missing``; the interval needs two.
+    Values that are not there (None, of a run that diverged or did not get there) are counted in ``missing``: the mean is
+    of the others, and has no interval, which would leave out the worst. An interval needs two values.
     """
     found = [value for value in values if value is not None]
     result = {"values": list(values), "missing": len(values) - len(found)}
@@ -35,7 +36,7 @@ def summary(values: Sequence[float], share: bool = False) -> dict:
     if len(found) > len(_STUDENT) + 1:
         raise ValueError(f"{len(found)} seeds; intervals are known for up to {len(_STUDENT) + 1}")
     mean, low, high = math.fsum(found) / len(found), None, None
-    if len(found) > 1:
+    if len(found) > 1 and len(found) == len(values):
         deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1))
         half = _STUDENT[len(found) - 2] * deviation / math.sqrt(len(found))
         low, high = mean - half, mean + half

@@ -31,7 +31,7 @@ def markdown(study: dict) -> str:
 
 
 def charts(study: dict) -> dict[str, str]:
-    """SVG by file name: the courses and, for each finding, every quantity's intervals."""
+    """SVG by file name: the courses and, for each finding, the intervals of every quantity that differs."""
     drawn: dict[str, str] = {}
     for number, finding in enumerate(study["findings"]):
         for quantity in dict.fromkeys(row["quantity"] for row in finding["rows"]):
@@ -39,7 +39,7 @@ def charts(study: dict) -> dict[str, str]:
                 row for row in finding["rows"] if row["quantity"] == quantity and row["numbers"]["mean"] is not None
             ]
             bars = [(r["label"], r["numbers"]["mean"], r["numbers"]["low"], r["numbers"]["high"]) for r in rows]
-            if len(bars) > 1 and quantity != "count":
+            if len({bar[1:] for bar in bars}) > 1 and quantity != "count":
                 name = f"{finding['part']}-{number:02d}-{_plain(quantity)}.svg"
                 drawn[name] = _alone(interval_chart(finding["claim"], bars, quantity), finding["claim"], ())
         if finding["curves"]:
