@@ -26,8 +26,8 @@ def summary(values: Sequence[float], share: bool = False) -> dict:
     """Values over the seeds with their median and mean; ``low`` and ``high``: Student's 95 % interval of the mean, that
     of a ``share`` cut at 0 and 1.
 
-    Values that are not there (None, of a run that diverged or did not get there) are counted in ``missing``: the mean is
-    of the others, and has no interval, which would leave out the worst. An interval needs two values.
+    Values that are not there (None, of a run that diverged or did not get there) are counted in ``missing``: the mean
+    is of the others, and has no interval, which would leave out the worst. An interval needs two values.
     """
     found = [value for value in values if value is not None]
     result = {"values": list(values), "missing": len(values) - len(found)}
