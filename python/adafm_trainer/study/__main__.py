@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,12 +139,15 @@ def _write(runner: Runner, everything: tuple[Part, ...], skipped: list[str], res
 
 
 def _conditions(runner: Runner, runs: Sequence[Run], seconds: dict[str, float]) -> str:
-    scale, commits = runner.scale, sorted({runner.commit(run) for run in runs})
+    scale, begun = runner.scale, [runner.environment(run) for run in runs]
+    commits = Counter(environment.get("git", {}).get("commit", "not recorded") for environment in begun)
+    threads = " or ".join(map(str, sorted({environment["threads"] for environment in begun})))
+    counted = ", ".join(f"{name} {count}" for name, count in commits.most_common())
     return (
-        f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, adafm_kernels "
-        f"{__version__}, runs of commit {', '.join(commits)}; {len(scale.seeds)} seeds, drawings and digits of 32 and "
-        f"28 px, {scale.samples} samples an evaluation; {sum(seconds.values()) / 3600:.2f} hours of runs. "
-        "Intervals are Student's for the mean over the seeds."
+        f"{cpu_name()}, {threads} threads, torch {torch.__version__}, adafm_kernels {__version__}, {len(runs)} runs, "
+        f"by commit: {counted}; {len(scale.seeds)} seeds, drawings and digits of 32 and 28 px, {scale.samples} samples "
+        f"an evaluation; {sum(seconds.values()) / 3600:.2f} hours of runs. Intervals are Student's for the mean over "
+        "the seeds."
     )
 
 

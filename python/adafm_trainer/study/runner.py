@@ -96,10 +96,9 @@ class Runner:
                 break  # the last line of a killed run
         return rows
 
-    def commit(self, run: Run) -> str:
-        """The commit that the run was begun with, as it wrote it down."""
-        environment = json.loads((self.folder(run) / "environment.json").read_text(encoding="utf-8"))
-        return environment.get("git", {}).get("commit", "not recorded")
+    def environment(self, run: Run) -> dict:
+        """What the run was begun with, as it wrote it down."""
+        return json.loads((self.folder(run) / "environment.json").read_text(encoding="utf-8"))
 
     def images(self, images: Images) -> Path:
         """The image set, made where it is not there."""
