@@ -15,7 +15,7 @@ from adafm_trainer.bench.step_ways import build
 from adafm_trainer.errors import UsageError
 from adafm_trainer.locate import source_path
 from adafm_trainer.models.source import load_pair
-from adafm_trainer.trainer.demo import COMMITTED, STEPS, VARIANTS, committed_rows, demo_config
+from adafm_trainer.trainer.demo import COMMITTED, STEPS, VARIANTS, committed_rows, demo_config, run_variant
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,16 @@ def test_demo_leaves_everything_a_user_looks_at(demo):
     html = (demo / "report.html").read_text()
     assert all(label in html for label in labels)
     assert (demo / "samples" / "step000004.png").is_file() and (demo / "nearest.png").is_file()
+
+
+def test_every_row_of_the_comparison_has_the_same_length(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr("adafm_trainer.trainer.demo.start_run", lambda method, config: taken.append((method, config)))
+    config = demo_config(tmp_path, 7, 16)
+    for variant in VARIANTS:
+        run_variant(variant, config, tmp_path)
+    assert {method for method, _ in taken} == {"adafm", "transfergan", "scratch"}
+    assert {(run.steps, run.batch) for _, run in taken} == {(7, config.batch)}
 
 
 def test_demo_evaluates_on_images_it_did_not_train_on(demo):

@@ -222,6 +222,15 @@ def test_published_settings_take_a_step(world: Path, tmp_path: Path, family: str
     assert all(math.isfinite(rows(folder)[-1][name]) for name in ("d_loss", "g_loss"))
 
 
+def test_a_source_is_trained_for_longer_than_a_target(monkeypatch) -> None:
+    taken = []
+    monkeypatch.setattr("adafm_trainer.cli.pretrain.start_run", lambda method, config, model: taken.append(config))
+    for words in ([], ["--faithful"], ["--steps", "3"]):
+        assert cli.main(["pretrain", "--data", "d", "--outdir", "o", *words]) == 0
+    published = preset("scratch", True).get("steps", 8400)
+    assert [config.steps for config in taken] == [8400, published, 3] and preset("scratch")["steps"] == 4000
+
+
 @pytest.mark.parametrize("statistics", ["batch", "running"])
 def test_a_source_keeps_the_statistics_it_is_asked_for(world: Path, tmp_path: Path, statistics: str) -> None:
     words = ["pretrain", "--arch", "wgan-resnet", "--size", "16", "--nf", "2", "--z-dim", "6", "--batch", "4"]

@@ -17,6 +17,9 @@ from ..models.config import GPGAN_FAMILIES
 from ..trainer.start import start_run
 from .flags import parse
 
+# A source has more to learn than one target: `adafm train scratch` takes fewer.
+STEPS = 8400
+
 
 @dataclass(frozen=True)
 class PretrainArgs(TrainConfig):
@@ -43,7 +46,8 @@ class PretrainArgs(TrainConfig):
 def main(argv: list[str]) -> int:
     archs = [argv[k + 1] for k, a in enumerate(argv[:-1]) if a == "--arch"]
     archs += [a.partition("=")[2] for a in argv if a.startswith("--arch=")]
-    values = {"steps": 8400, **preset("scratch", "--faithful" in argv, *archs[:1])}
+    own = preset("scratch", "--faithful" in argv, *archs[:1])
+    values = {"steps": STEPS, **own} if "--faithful" in argv else {**own, "steps": STEPS}
     default = PretrainArgs(data=tyro.MISSING, outdir=tyro.MISSING, **values)
     args = parse(PretrainArgs, "adafm pretrain", argv, default)
     fields = [field.name for field in dataclasses.fields(TrainConfig)]

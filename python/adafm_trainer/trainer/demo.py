@@ -101,7 +101,7 @@ def run_variant(variant: Variant, config: TrainConfig, folder: Path) -> Path:
     """One run of the comparison at the demo's length, batch, data and evaluation."""
     changes = dict(variant.changes)
     if variant.method == "scratch":
-        changes = {**preset("scratch"), **changes}
+        changes = {**preset("scratch"), "steps": config.steps, **changes}
     return start_run(variant.method, dataclasses.replace(config, outdir=str(folder), **changes))
 
 
