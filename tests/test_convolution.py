@@ -9,9 +9,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from adafm_trainer.methods.gan_step import GanStep, StepConfig
+from adafm_trainer.methods.gan_step import GanStep
 from adafm_trainer.methods.losses import gradient_penalty, real_loss
 from adafm_trainer.methods.player import Player
+from adafm_trainer.methods.step_config import StepConfig
 from adafm_trainer.models.config import ModelConfig
 from adafm_trainer.models.convolution import ExplicitDoubleBackward, conv2d
 from adafm_trainer.models.gpgan import build_discriminator, build_generator

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from adafm_trainer.methods.average import Average
-from adafm_trainer.methods.gan_step import GanStep, StepConfig
+from adafm_trainer.methods.gan_step import GanStep
 from adafm_trainer.methods.losses import gradient_penalty, saturation_penalty
 from adafm_trainer.methods.player import Player
+from adafm_trainer.methods.step_config import StepConfig
 from torch import nn
 from torch.nn import functional as F
 

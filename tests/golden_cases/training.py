@@ -21,8 +21,9 @@ LEARNING_RATE, BETAS, AVERAGE_DECAY = 1e-4, (0.0, 0.99), 0.999
 def train(golden: GoldenFile) -> dict[str, Tensor]:
     from adafm_trainer.methods.adafm import hold, release
     from adafm_trainer.methods.average import Average
-    from adafm_trainer.methods.gan_step import GanStep, StepConfig
+    from adafm_trainer.methods.gan_step import GanStep
     from adafm_trainer.methods.player import Player
+    from adafm_trainer.methods.step_config import StepConfig
 
     sizes, modulated = golden.config, golden.config["model"] == "adafm"
     generator, discriminator, frozen = _networks(golden, modulated)

@@ -17,10 +17,11 @@ from ..methods.augment import Augment, make_augment
 from ..methods.average import Average
 from ..methods.base import Group, Networks, TransferMethod
 from ..methods.config import TrainConfig
-from ..methods.gan_step import GanStep, StepConfig
+from ..methods.gan_step import GanStep
 from ..methods.player import Player
 from ..methods.regularise import Anchor, fisher_information
 from ..methods.regularise import Latents as FisherSamples
+from ..methods.step_config import StepConfig
 from ..methods.tf_adam import tf_epsilon
 from ..models.catalogue import published_loss
 from .double_backward import choose_double_backward

@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..methods.gan_step import StepConfig
 from ..methods.losses import gradient_penalty, real_loss
+from ..methods.step_config import StepConfig
 from ..models.convolution import ExplicitDoubleBackward
 
 FORMS = ("native", "explicit")

@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import UsageError
-from ..methods.gan_step import DiscriminatorResult, GanStep, GeneratorResult, StepConfig
+from ..methods.gan_step import GanStep
 from ..methods.player import Player
+from ..methods.step_config import DiscriminatorResult, GeneratorResult, StepConfig
 
 R = TypeVar("R")
 
