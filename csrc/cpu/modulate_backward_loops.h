@@ -160,6 +160,7 @@ ADAFM_INLINE void sum_pairs(const ModulateBackwardArgs& args, int64_t begin, int
         if (kGamma) {
           weight_taps = tile_of<kTaps>(w, weight_strides, width, count, weight_tile);
         }
+        // A whole block of a channels-last gradient is read where it lies.
         if (count == kBlock && grad_strides.pair == 1) {
           add_taps<kTaps, kGamma>(Taps<grad_t>{x, grad_strides.tap}, weight_taps, width, sums);
         } else {
